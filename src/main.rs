@@ -1,0 +1,7 @@
+//! The `comfygate` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    comfygate::cli::main()
+}

@@ -1,0 +1,8 @@
+//! Integration tests, one binary so that they link once.
+
+mod config;
+mod conformance;
+mod simulator;
+mod sticky;
+mod support;
+mod websocket;
