@@ -1,0 +1,262 @@
+//! One backend: what the configuration says of it, and what is known of it now.
+//!
+//! A [`Backend`] is cheap to replace when its configuration changes; its [`Live`] part stays the
+//! same for as long as the name exists, so that counters, readings and guards survive a reload.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use arc_swap::ArcSwapOption;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use crate::clock::Moment;
+use crate::config;
+use crate::depth::Depth;
+use crate::health::{Change, Health, ramp};
+use crate::pace::{Learnt, Pace};
+use crate::relay::StopReason;
+use crate::selection::Candidate;
+
+/// A backend's number, given to its name for the life of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendId(pub u32);
+
+/// What an operator wants of a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// It serves.
+    Enabled,
+    /// It keeps its clients and gets no new ones.
+    Draining,
+    /// It gets nothing.
+    Disabled,
+}
+
+/// Everything that decides who may be sent to a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// What its probes say.
+    pub health: Health,
+    /// Its running prompt has shown no life for long.
+    pub suspect: bool,
+    /// What the operator wants.
+    pub wanted: Wanted,
+    /// It is no longer part of the fleet.
+    pub removed: bool,
+}
+
+impl Standing {
+    /// Whether new clients may go there.
+    pub fn takes_new(&self) -> bool {
+        self.keeps_old() && self.wanted == Wanted::Enabled
+    }
+
+    /// Whether clients that belong there may stay.
+    pub fn keeps_old(&self) -> bool {
+        self.health != Health::Down && self.wanted != Wanted::Disabled && !self.removed
+    }
+
+    /// Whether it answers its probes and is not disabled.
+    pub fn is_healthy(&self) -> bool {
+        self.keeps_old() && self.health == Health::Up
+    }
+
+    /// Why open sockets must end, when they must.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        if self.removed {
+            Some(StopReason::BackendRemoved)
+        } else if self.wanted == Wanted::Disabled {
+            Some(StopReason::BackendDisabled)
+        } else if self.health == Health::Down {
+            Some(StopReason::BackendDown)
+        } else {
+            None
+        }
+    }
+
+    /// The state's name in the admin API and in metrics.
+    pub fn label(&self) -> &'static str {
+        match (self.wanted, self.health) {
+            (Wanted::Disabled, _) => "disabled",
+            (_, Health::Down) => "down",
+            (Wanted::Draining, _) => "drain",
+            (_, Health::Unknown) => "unknown",
+            (_, Health::Up) if self.suspect => "suspect",
+            (_, Health::Up) => "up",
+        }
+    }
+}
+
+/// A member of the fleet.
+#[derive(Debug, Clone)]
+pub struct Backend {
+    /// Its number.
+    pub id: BackendId,
+    /// What the configuration says.
+    pub spec: config::Backend,
+    /// What is known now.
+    pub live: Arc<Live>,
+}
+
+impl Backend {
+    /// The backend as the choice sees it.
+    pub fn candidate(&self, fresh_clients: u32, stale_after: std::time::Duration) -> Candidate {
+        let live = &self.live;
+        let standing = live.standing();
+        let now = Moment::now();
+        Candidate {
+            eligible: standing.takes_new(),
+            backup: self.spec.backup,
+            suspect: standing.suspect,
+            stale: live.depth.is_stale(now, stale_after),
+            prompts: live.depth.prompts(),
+            fresh_clients,
+            weight: self.spec.weight,
+            max_queue: self.spec.max_queue,
+            calls: live.calls.load(Relaxed),
+            prompt_seconds: live.prompt_seconds(),
+            ramp: live.ramp(now),
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+}
+
+/// What is known of a backend now.
+#[derive(Debug)]
+pub struct Live {
+    /// Its queue.
+    pub depth: Arc<Depth>,
+    /// Requests handed to it.
+    pub calls: AtomicU64,
+    /// Requests that failed on it.
+    pub failures: AtomicU64,
+    /// Client WebSockets open through it.
+    pub sockets: AtomicU32,
+    /// Set to have it probed soon.
+    pub poke: Notify,
+    /// Where its name resolved to last.
+    pub address: ArcSwapOption<SocketAddr>,
+    standing: watch::Sender<Standing>,
+    /// `Standing::keeps_old`, for the path of every request.
+    keeps_old: AtomicBool,
+    /// When it came back from being down; 0 when it never was.
+    returned_at: AtomicU64,
+    last_event: AtomicU64,
+    pace: Mutex<Pace>,
+    notes: Mutex<Notes>,
+}
+
+/// What people want to read about a backend.
+#[derive(Debug, Clone, Default)]
+pub struct Notes {
+    /// When the last probe ended.
+    pub last_check: Option<Timestamp>,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+    /// Mean time of a response's head in seconds, 0 when unknown.
+    pub response_seconds: f64,
+}
+
+impl Live {
+    /// A backend nobody has looked at yet.
+    pub fn new(wanted: Wanted, learnt: Learnt) -> Self {
+        let standing = Standing { health: Health::Unknown, suspect: false, wanted, removed: false };
+        Self {
+            depth: Arc::default(),
+            calls: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            sockets: AtomicU32::new(0),
+            poke: Notify::new(),
+            address: ArcSwapOption::empty(),
+            keeps_old: AtomicBool::new(standing.keeps_old()),
+            standing: watch::Sender::new(standing),
+            returned_at: AtomicU64::new(0),
+            last_event: AtomicU64::new(0),
+            pace: Mutex::new(Pace::new(learnt)),
+            notes: Mutex::default(),
+        }
+    }
+
+    /// How it stands.
+    pub fn standing(&self) -> Standing {
+        *self.standing.borrow()
+    }
+
+    /// Whether clients that belong there may stay.
+    pub fn keeps_old(&self) -> bool {
+        self.keeps_old.load(Relaxed)
+    }
+
+    /// Hears of every change of standing.
+    pub fn watch(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// Changes the standing and says whether that changed anything.
+    pub fn alter(&self, change: impl FnOnce(&mut Standing)) -> bool {
+        self.standing.send_if_modified(|standing| {
+            let before = *standing;
+            change(standing);
+            self.keeps_old.store(standing.keeps_old(), Relaxed);
+            before != *standing
+        })
+    }
+
+    /// Takes a verdict of its judge.
+    pub fn judged(&self, change: &Change, now: Moment) {
+        if change.to == Health::Down {
+            self.depth.lost();
+            self.pace.lock().lost();
+        } else if change.from == Health::Down {
+            self.returned_at.store(now.0, Relaxed);
+        }
+        self.alter(|standing| standing.health = change.to);
+    }
+
+    /// Share of new clients it may take, while it starts slowly.
+    pub fn ramp(&self, now: Moment) -> f64 {
+        let at = self.returned_at.load(Relaxed);
+        ramp((at > 0).then_some(Moment(at)), now)
+    }
+
+    /// Something moved on it.
+    pub fn event(&self, now: Moment) {
+        self.last_event.store(now.0, Relaxed);
+    }
+
+    /// When something moved on it last.
+    pub fn last_event(&self) -> Moment {
+        Moment(self.last_event.load(Relaxed))
+    }
+
+    /// Takes a depth into the pace.
+    pub fn saw_depth(&self, depth: u32, now: Moment) {
+        self.pace.lock().saw(depth, now);
+    }
+
+    /// What was learnt of its pace.
+    pub fn learnt(&self) -> Learnt {
+        self.pace.lock().learnt()
+    }
+
+    fn prompt_seconds(&self) -> f64 {
+        self.learnt().prompt_seconds
+    }
+
+    /// What people want to read about it.
+    pub fn notes(&self) -> Notes {
+        self.notes.lock().clone()
+    }
+
+    /// Writes down what people want to read.
+    pub fn note(&self, write: impl FnOnce(&mut Notes)) {
+        write(&mut self.notes.lock());
+    }
+}
