@@ -1,0 +1,366 @@
+//! The checked configuration: what the gateway runs on.
+//!
+//! Values of these types come from [`load`](super::load); whoever holds one need not check again.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::endpoint::Endpoint;
+use super::secret::Secret;
+
+/// A configuration that has passed every check.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Sticky (a client belongs to one backend) or pool (the farm looks like one server).
+    pub mode: Mode,
+    /// The data plane's listener.
+    pub server: Server,
+    /// How a backend is chosen.
+    pub scheduler: Scheduler,
+    /// How long and by what a client keeps its backend.
+    pub session: Session,
+    /// Probes of the backends.
+    pub health_check: HealthCheck,
+    /// Retries of requests on another backend.
+    pub failover: Failover,
+    /// The gateway's own queue (pool mode).
+    pub queue: Queue,
+    /// The backends of the file, of `backends_file` and of the environment, merged.
+    pub backends: Vec<Backend>,
+    /// Where the file's list of further backends came from.
+    pub backends_file: Option<PathBuf>,
+    /// Directory of everything that outlives the process, mode 0700.
+    pub state_dir: PathBuf,
+    /// The admin plane's listener.
+    pub admin: Admin,
+    /// Log output.
+    pub log: Log,
+    /// Bounds of what a client may send.
+    pub limits: Limits,
+    /// Pool mode's own settings.
+    pub pool: Pool,
+    /// Whom to tell when something breaks.
+    pub alerts: Alerts,
+    /// Responses kept by the gateway.
+    pub cache: Cache,
+}
+
+/// What the gateway makes of the farm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// A client belongs to one backend.
+    Sticky,
+    /// The farm looks like one big ComfyUI.
+    Pool,
+}
+
+/// `server`: the data plane's listener.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Server {
+    /// Address to listen on.
+    pub host: IpAddr,
+    /// Port to listen on; 0 takes a free one (the log names it).
+    pub port: u16,
+    /// Verbose logging from the start.
+    pub debug: bool,
+    /// Worker threads; 0 in the file means one per core and is resolved here.
+    pub threads: usize,
+    /// Whether responses carry `x-comfygate-backend`.
+    pub backend_header: bool,
+    /// Certificate and key files; both readable and parseable when this is `Some`.
+    pub tls: Option<Tls>,
+    /// Peers whose `X-Forwarded-*` headers are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Names under which the public reaches the gateway; empty: learnt from `Host`.
+    pub public_names: Vec<String>,
+    /// How long SIGTERM waits for requests and sockets to end.
+    pub shutdown_timeout: Duration,
+    /// Whether connections from trusted peers open with a PROXY header.
+    pub proxy_protocol: ProxyProtocol,
+}
+
+/// `server.proxy_protocol`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    /// None expected.
+    Off,
+    /// Version 1 or 2.
+    On,
+    /// Version 1 (text) only.
+    V1,
+    /// Version 2 (binary) only.
+    V2,
+}
+
+/// `server.tls`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// PEM file with the certificate chain.
+    pub cert: PathBuf,
+    /// PEM file with the private key.
+    pub key: PathBuf,
+}
+
+/// `scheduler`: how a backend is chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scheduler {
+    /// The rule.
+    pub strategy: Strategy,
+    /// A backend with nothing queued goes before any other rule.
+    pub prefer_idle: bool,
+    /// False: queue depth is ignored, ketama alone decides.
+    pub queue_weight: bool,
+    /// Header that names a client's zone.
+    pub zone_header: Option<String>,
+    /// Zones by client address, in the order they are tried.
+    pub zones: Vec<(String, Vec<IpNet>)>,
+    /// Prompts by which a zone's own backends may be fuller before clients leave the zone.
+    pub zone_spill: u32,
+}
+
+/// The rules by which a backend is chosen for a new client (sticky) or a prompt (pool).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Strategy {
+    /// Fewest queued prompts.
+    LeastBusy,
+    /// Each backend in turn.
+    RoundRobin,
+    /// Fewest queued prompts per weight.
+    Weighted,
+    /// Each backend in turn, as often as its weight says.
+    WeightedRoundRobin,
+    /// Fewest requests handed out so far.
+    LeastCalls,
+    /// Shortest predicted wait: queued prompts times learnt seconds per prompt.
+    LeastWait,
+    /// The ketama owner of the client's address, whatever its queue.
+    IpHash,
+}
+
+impl Strategy {
+    /// Every strategy with its name in the configuration and the admin API.
+    pub const NAMES: [(&'static str, Self); 7] = [
+        ("least_busy", Self::LeastBusy),
+        ("round_robin", Self::RoundRobin),
+        ("weighted", Self::Weighted),
+        ("weighted_round_robin", Self::WeightedRoundRobin),
+        ("least_calls", Self::LeastCalls),
+        ("least_wait", Self::LeastWait),
+        ("ip_hash", Self::IpHash),
+    ];
+
+    /// The strategy's name in the configuration and the admin API.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, strategy)| *strategy == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// `session`: how long and by what a client keeps its backend.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Session {
+    /// What tells one client from another.
+    pub affinity: Affinity,
+    /// A placement holds this long after the client's last request.
+    pub ttl: Duration,
+    /// Placements kept at most; the longest unused goes first.
+    pub max_clients: usize,
+    /// How long a client waits for its own backend to come back before it is moved.
+    pub failover_after: Duration,
+    /// Key of the cookie's signature; `None`: made once and kept in `state_dir`.
+    pub cookie_key: Option<Secret>,
+}
+
+/// What tells one client from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Affinity {
+    /// The client's address (IPv6: its /64).
+    Ip,
+    /// A signed cookie; clients without it go by address.
+    Cookie,
+    /// The session in the path of each browser tab; clients without it go by address.
+    Tab,
+}
+
+/// `health_check`: probes of the backends.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HealthCheck {
+    /// Time between two polls of a backend.
+    pub interval: Duration,
+    /// A poll that takes longer has failed.
+    pub timeout: Duration,
+    /// Failures in a row that take a backend out.
+    pub unhealthy_threshold: u32,
+    /// Successes in a row that bring it back.
+    pub healthy_threshold: u32,
+    /// Listen to each backend's `status` events besides polling.
+    pub push: bool,
+    /// Headers sent with each probe.
+    pub headers: Vec<(String, Secret)>,
+}
+
+/// `failover`: retries of requests on another backend.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Failover {
+    /// Whether a failed request may go to another backend.
+    pub enabled: bool,
+    /// Backends tried at most for one request, the first included.
+    pub attempts: u32,
+}
+
+/// `queue`: the gateway's own queue (pool mode).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Queue {
+    /// Jobs waiting at most; more get 429.
+    pub max_size: usize,
+    /// Pause before a job is tried again.
+    pub retry_interval: Duration,
+    /// Attempts of one job after its first.
+    pub max_retries: u32,
+    /// In which order callers get their turn.
+    pub fairness: Fairness,
+}
+
+/// `queue.fairness`: in which order callers get their turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fairness {
+    /// By arrival alone.
+    Fifo,
+    /// One job of each caller in turn.
+    RoundRobin,
+    /// The caller that used the fewest GPU seconds first.
+    GpuTime,
+}
+
+/// `pool`: pool mode's own settings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pool {
+    /// Prompts posted to a backend ahead of the running one.
+    pub prefetch: u32,
+    /// Whose jobs a caller sees and may touch.
+    pub isolation: Isolation,
+    /// How one client's concurrent jobs share its socket.
+    pub client_events: ClientEvents,
+    /// Bytes of output files kept at the gateway; 0: none.
+    pub keep_outputs: u64,
+    /// Node types whose jobs must not run twice.
+    pub no_retry_nodes: Vec<String>,
+}
+
+/// `pool.isolation`: whose jobs a caller sees and may touch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// Everybody's.
+    None,
+    /// Its session's.
+    Session,
+    /// Its user's.
+    User,
+}
+
+/// `pool.client_events`: how one client's concurrent jobs share its socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientEvents {
+    /// By what the client is: pages serially, others interleaved.
+    Auto,
+    /// One job's frames after another's.
+    Serial,
+    /// As they come.
+    Interleaved,
+}
+
+/// `alerts`: whom to tell when something breaks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Alerts {
+    /// URLs to post to; they often carry a token.
+    pub webhooks: Vec<Secret>,
+    /// Queued prompts in all above which an alert fires.
+    pub queue_above: u64,
+}
+
+/// `cache`: responses kept by the gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// Bytes of memory; 0 turns it off.
+    pub size: u64,
+}
+
+/// One of `backends`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Backend {
+    /// Unique name: 1 to 64 of `A-Z a-z 0-9 . _ -`.
+    pub name: String,
+    /// Where it is; scheme http or https, path without a trailing slash, no query, no userinfo.
+    pub endpoint: Endpoint,
+    /// Share of the load, 1 to 100.
+    pub weight: u32,
+    /// Prompts queued there at most before new clients go elsewhere.
+    pub max_queue: u32,
+    /// False: gets nothing until it is enabled.
+    pub enabled: bool,
+    /// Used only when no other backend is healthy.
+    pub backup: bool,
+    /// Headers sent with each request to it.
+    pub headers: Vec<(String, Secret)>,
+    /// Free labels, such as `zone`.
+    pub labels: Vec<(String, String)>,
+    /// What it can do; empty: anything.
+    pub task_types: Vec<String>,
+}
+
+/// `admin`: the admin plane's listener.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Admin {
+    /// Where it listens; without a token only on loopback.
+    pub listen: SocketAddr,
+    /// Bearer token that callers must show.
+    pub token: Option<Secret>,
+}
+
+/// `log`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// Shape of a line.
+    pub format: LogFormat,
+    /// Where the access log goes.
+    pub access: AccessLog,
+}
+
+/// Shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where the access log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessLog {
+    /// Nowhere.
+    Off,
+    /// Standard output.
+    Stdout,
+    /// Appended to a file.
+    File(PathBuf),
+}
+
+/// `limits`: bounds of what a client may send.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Bytes of request line and headers together.
+    pub header_bytes: usize,
+    /// Number of headers.
+    pub header_count: usize,
+    /// Time from the first byte of a head to its last.
+    pub header_timeout: Duration,
+    /// Bytes of a request body.
+    pub body_size: u64,
+    /// Idle time after which a keep-alive connection is closed.
+    pub keepalive_timeout: Duration,
+    /// Client connections at once.
+    pub connections: usize,
+}

@@ -1,0 +1,64 @@
+//! Settings that are understood but not built yet, so that nobody relies on them by mistake.
+//!
+//! Whoever builds one deletes its line.
+
+use super::checked::{ClientEvents, Config, Fairness, Isolation, Mode, ProxyProtocol};
+
+/// A setting without effect.
+pub(super) struct NotYet {
+    pub(super) key: &'static str,
+    /// Whether a configuration asks for it.
+    pub(super) asked: fn(&Config) -> bool,
+    /// What becomes of a configuration that asks for it.
+    pub(super) then: Then,
+}
+
+/// What becomes of a configuration that asks for what is not there.
+pub(super) enum Then {
+    /// It is refused: running without would be something else than what was asked for.
+    Refuse(&'static str),
+    /// It runs, with a warning.
+    Warn,
+}
+
+pub(super) const NOT_YET: &[NotYet] = &[
+    NotYet {
+        key: "mode",
+        asked: |c| c.mode == Mode::Pool,
+        then: Then::Refuse("not built yet; use sticky"),
+    },
+    NotYet {
+        key: "server.proxy_protocol",
+        asked: |c| c.server.proxy_protocol != ProxyProtocol::Off,
+        then: Then::Refuse("not built yet; use off, and X-Forwarded-For with trusted_proxies"),
+    },
+    NotYet {
+        key: "scheduler.zone_header",
+        asked: |c| c.scheduler.zone_header.is_some(),
+        then: Then::Warn,
+    },
+    NotYet { key: "scheduler.zones", asked: |c| !c.scheduler.zones.is_empty(), then: Then::Warn },
+    NotYet {
+        key: "queue.fairness",
+        asked: |c| c.queue.fairness != Fairness::RoundRobin,
+        then: Then::Warn,
+    },
+    NotYet { key: "pool.prefetch", asked: |c| c.pool.prefetch > 0, then: Then::Warn },
+    NotYet {
+        key: "pool.isolation",
+        asked: |c| c.pool.isolation != Isolation::None,
+        then: Then::Warn,
+    },
+    NotYet {
+        key: "pool.client_events",
+        asked: |c| c.pool.client_events != ClientEvents::Auto,
+        then: Then::Warn,
+    },
+    NotYet { key: "pool.keep_outputs", asked: |c| c.pool.keep_outputs > 0, then: Then::Warn },
+    NotYet {
+        key: "pool.no_retry_nodes",
+        asked: |c| !c.pool.no_retry_nodes.is_empty(),
+        then: Then::Warn,
+    },
+    NotYet { key: "alerts.webhooks", asked: |c| !c.alerts.webhooks.is_empty(), then: Then::Warn },
+];

@@ -1,0 +1,299 @@
+//! What becomes of a request whose head was read: proxied, relayed as a WebSocket, answered by
+//! ourselves, or refused. Everything that needs the head's borrowed bytes happens here, in one
+//! synchronous pass; what goes on owns its data.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderName;
+use http::header::{ACCEPT, COOKIE, HOST, ORIGIN, UPGRADE};
+
+use super::envelope::Envelope;
+use super::head::{Head, MAX_HEADERS, with_target};
+use crate::affinity::{Seconds, whole_seconds};
+use crate::comfy::{origin, routes};
+use crate::config::{Affinity, Config};
+use crate::gateway::Gateway;
+use crate::identity::{Caller, cookie, session::Session, tab};
+use crate::rejection::{Kind, Rejection};
+
+/// What becomes of a request.
+pub enum Admission {
+    /// Pingora proxies it.
+    Proxy {
+        /// What is known of it.
+        envelope: Box<Envelope>,
+        /// Its head, if that had to be written anew.
+        head: Option<BytesMut>,
+        /// How much of its body may stand behind the head in the same read.
+        body: Body,
+    },
+    /// It becomes a WebSocket.
+    WebSocket(Box<Envelope>, Handshake),
+    /// The gateway's own endpoint under `/lb/`.
+    Local,
+    /// Another address.
+    Redirect {
+        /// Where to.
+        location: String,
+    },
+    /// An answer at once.
+    Refuse(Rejection),
+}
+
+/// How long a request's body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Body {
+    /// So many bytes.
+    Sized(u64),
+    /// Until the last chunk.
+    Chunked,
+}
+
+/// A client's half of a WebSocket handshake.
+pub struct Handshake {
+    /// Path and query for the backend, without its base path.
+    pub target: String,
+    /// Header lines to pass on.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The key to be accepted.
+    pub key: String,
+}
+
+/// Headers that identity and the cross-site check look at.
+const LOOKED_AT: [HeaderName; 10] = [
+    ACCEPT,
+    COOKIE,
+    HOST,
+    ORIGIN,
+    UPGRADE,
+    HeaderName::from_static("sec-fetch-mode"),
+    HeaderName::from_static("sec-fetch-site"),
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-proto"),
+];
+
+/// Decides about a whole head.
+pub fn admit(gateway: &Gateway, bytes: &[u8], peer: SocketAddr, tls: bool) -> Admission {
+    let config = gateway.config.load();
+    let mut table = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    match Head::parse(bytes, &mut table, &config.limits) {
+        Ok(head) => Desk { gateway, config: &config, bytes, peer, tls }.decide(&head),
+        Err(refused) => Admission::Refuse(refused),
+    }
+}
+
+struct Desk<'a> {
+    gateway: &'a Gateway,
+    config: &'a Config,
+    bytes: &'a [u8],
+    peer: SocketAddr,
+    tls: bool,
+}
+
+/// Who asks, and what of the target and the cookies is left for the backend.
+struct Identified<'h> {
+    caller: Caller,
+    target: &'h str,
+    tab: Option<String>,
+    by_hand: Option<crate::backend::BackendId>,
+    set_cookie: Option<String>,
+}
+
+impl Desk<'_> {
+    fn decide(&self, head: &Head<'_>) -> Admission {
+        let limit = self.config.limits.body_size;
+        if head.content_length.is_some_and(|length| length > limit) {
+            return Admission::Refuse(body_too_large(limit));
+        }
+        let headers = head.subset(&LOOKED_AT);
+        if origin::is_foreign(&head.method, &headers, &self.config.server.public_names) {
+            let message = "another site may not send requests here";
+            return Admission::Refuse(Rejection::new(Kind::Forbidden, message).cure(
+                "if this is the gateway's own public name, add it to server.public_names",
+            ));
+        }
+        let trusted = self.gateway.trusted.load();
+        let address = trusted.client(self.peer.ip(), &headers);
+        let now = self.gateway.clock.now();
+        let found = match self.identify(head, &headers, address, now) {
+            Ok(found) => found,
+            Err(elsewhere) => return elsewhere,
+        };
+        if found.target == "/lb" || found.target.starts_with("/lb/") {
+            return Admission::Local;
+        }
+        let envelope = Box::new(Envelope {
+            key: found.caller.key(),
+            caller: found.caller,
+            peer: self.peer,
+            address,
+            forwarded: trusted.forwarded(self.peer.ip(), &headers, self.tls),
+            request_id: self.gateway.request_id(),
+            started: Instant::now(),
+            now,
+            tab: found.tab,
+            by_hand: found.by_hand,
+            set_cookie: found.set_cookie,
+            cookies: cookie::without_ours(&headers),
+            is_prompt: routes::is_prompt_post(&head.method, found.target),
+        });
+        if head.all("upgrade").next().is_some() && head.has_token("upgrade", "websocket") {
+            return websocket(head, found.target, envelope);
+        }
+        let rewritten = !std::ptr::eq(found.target, self.sent_target(head));
+        Admission::Proxy {
+            envelope,
+            head: rewritten.then(|| with_target(self.bytes, found.target)),
+            body: if head.chunked { Body::Chunked } else { Body::Sized(head.content_length.unwrap_or(0)) },
+        }
+    }
+
+    /// The target as it stands in the bytes: equal pointers mean that nothing was taken off.
+    fn sent_target<'h>(&self, head: &Head<'h>) -> &'h str {
+        let start = self.bytes.iter().position(|&byte| byte == b' ').map_or(0, |at| at + 1);
+        let as_sent = self.bytes[start..].as_ptr() == head.target.as_ptr();
+        if as_sent { head.target } else { "" }
+    }
+
+    fn identify<'h>(
+        &self,
+        head: &Head<'h>,
+        headers: &http::HeaderMap,
+        address: std::net::IpAddr,
+        now: Seconds,
+    ) -> Result<Identified<'h>, Admission> {
+        let mut found = Identified {
+            caller: Caller::Address(address),
+            target: head.target,
+            tab: None,
+            by_hand: None,
+            set_cookie: None,
+        };
+        match self.config.session.affinity {
+            Affinity::Ip => {}
+            Affinity::Cookie => self.by_cookie(head, headers, now, &mut found),
+            Affinity::Tab => self.by_tab(head, headers, now, &mut found)?,
+        }
+        Ok(found)
+    }
+
+    fn by_cookie(
+        &self,
+        head: &Head<'_>,
+        headers: &http::HeaderMap,
+        now: Seconds,
+        found: &mut Identified<'_>,
+    ) {
+        let ttl = whole_seconds(self.config.session.ttl);
+        let key = &self.gateway.signing_key;
+        let session = cookie::find(headers, key).filter(|session| self.counts(session, now, ttl));
+        let path = head.target.split('?').next().unwrap_or_default();
+        let navigates = tab::is_page_navigation(&head.method, path, headers);
+        let session = match session {
+            Some(session) => {
+                found.caller = Caller::Session(session.id);
+                (navigates && session.is_due_for_renewal(now, ttl)).then(|| session.renewed(now))
+            }
+            None if navigates => {
+                let session =
+                    crate::identity::SigningKey::new_cookie_session(now, &mut rand::rng());
+                found.caller = Caller::Session(session.id);
+                Some(session)
+            }
+            None => None,
+        };
+        found.set_cookie = session.map(|session| cookie::set_cookie(&session, key, ttl, self.tls));
+    }
+
+    fn by_tab<'h>(
+        &self,
+        head: &Head<'h>,
+        headers: &http::HeaderMap,
+        now: Seconds,
+        found: &mut Identified<'h>,
+    ) -> Result<(), Admission> {
+        let key = &self.gateway.signing_key;
+        let new_tab = |query: Option<&str>| {
+            let session = crate::identity::SigningKey::new_tab_session(now, &mut rand::rng());
+            Admission::Redirect { location: tab::home(&session, key, query) }
+        };
+        let (path, query) = match head.target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (head.target, None),
+        };
+        let Some(split) = tab::split_tab(head.target) else {
+            if tab::is_page_navigation(&head.method, path, headers) {
+                return Err(new_tab(query));
+            }
+            return Ok(());
+        };
+        let view = self.gateway.fleet.view();
+        let navigates = || {
+            let path = split.rest.split('?').next().unwrap_or_default();
+            tab::is_page_navigation(&head.method, path, headers)
+        };
+        match tab::resolve(split.name, key, |name| view.named(name).is_some()) {
+            _ if split.missing_slash => {
+                return Err(Admission::Redirect { location: split.with_slash() });
+            }
+            tab::Tab::Backend(name) => {
+                found.by_hand = view.named(name).map(|backend| backend.id);
+                found.tab = Some(name.to_owned());
+            }
+            tab::Tab::Session(session)
+                if self.counts(&session, now, whole_seconds(self.config.session.ttl)) =>
+            {
+                found.caller = Caller::Session(session.id);
+                found.tab = Some(split.name.to_owned());
+            }
+            // Stale, forged, or a backend that is no more: a page starts anew, anything else goes
+            // by address, as if the prefix were not there.
+            _ if navigates() => return Err(new_tab(None)),
+            _ => found.tab = Some(split.name.to_owned()),
+        }
+        found.target = split.rest;
+        Ok(())
+    }
+
+    fn counts(&self, session: &Session, now: Seconds, ttl: u32) -> bool {
+        let key = Caller::Session(session.id).key();
+        let known = self.gateway.affinity.peek(key, now).is_some();
+        session.counts(now, ttl, known)
+    }
+}
+
+/// The refusal of a body over the limit.
+pub fn body_too_large(limit: u64) -> Rejection {
+    Rejection::new(Kind::BodyTooLarge, format!("the body is over the limit of {limit} bytes"))
+        .cure("limits.body_size raises it")
+}
+
+fn websocket(head: &Head<'_>, target: &str, envelope: Box<Envelope>) -> Admission {
+    let refuse = |message: &str| Admission::Refuse(Rejection::new(Kind::BadRequest, message));
+    if head.method != http::Method::GET || !head.has_token("connection", "upgrade") {
+        return refuse("a WebSocket starts with GET and Connection: Upgrade");
+    }
+    if head.chunked || head.content_length.unwrap_or(0) > 0 {
+        return refuse("a WebSocket's handshake has no body");
+    }
+    let Some(key) = head.get("sec-websocket-key").map(str::to_owned) else {
+        return refuse("Sec-WebSocket-Key is missing");
+    };
+    let headers = head
+        .headers
+        .iter()
+        .map(|header| (header.name.to_ascii_lowercase(), header.value.to_vec()))
+        .collect();
+    Admission::WebSocket(envelope, Handshake { target: target.to_owned(), headers, key })
+}
+
+/// The response that sends a client elsewhere.
+pub fn redirect(location: &str) -> Bytes {
+    Bytes::from(format!(
+        "HTTP/1.1 302 Found\r\nlocation: {location}\r\ncontent-length: 0\r\n\
+         cache-control: no-store\r\n\r\n"
+    ))
+}

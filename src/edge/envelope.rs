@@ -1,0 +1,81 @@
+//! What the front door knows of a request before anyone else sees it, and what of it goes on to
+//! the backend.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use http::HeaderValue;
+
+use crate::affinity::Seconds;
+use crate::backend::{Backend, BackendId};
+use crate::identity::address::Forwarded;
+use crate::identity::{Caller, ClientKey};
+
+/// What is known of a request.
+#[derive(Debug)]
+pub struct Envelope {
+    /// Who asks.
+    pub caller: Caller,
+    /// What placements are keyed by.
+    pub key: ClientKey,
+    /// Where the connection comes from.
+    pub peer: SocketAddr,
+    /// The client's address.
+    pub address: IpAddr,
+    /// What to tell the backend about the way here.
+    pub forwarded: Forwarded,
+    /// Sent upstream and written to the log.
+    pub request_id: String,
+    /// When its head was complete.
+    pub started: Instant,
+    /// The same for placements.
+    pub now: Seconds,
+    /// The tab's name in the path, taken off already.
+    pub tab: Option<String>,
+    /// The backend that the path chooses.
+    pub by_hand: Option<BackendId>,
+    /// A session cookie to be set.
+    pub set_cookie: Option<String>,
+    /// The client's `Cookie` lines without ours; `None`: as they are.
+    pub cookies: Option<Vec<HeaderValue>>,
+    /// It queues a prompt.
+    pub is_prompt: bool,
+}
+
+/// Headers of the client that never reach a backend: what the gateway says itself, and what would
+/// make `ComfyUI` refuse a request that passed our own cross-site check.
+pub const DROPPED: [&str; 10] = [
+    "origin",
+    "sec-fetch-site",
+    "x-forwarded-for",
+    "x-forwarded-proto",
+    "x-forwarded-host",
+    "x-real-ip",
+    "forwarded",
+    "x-request-id",
+    "comfy-user-proxy",
+    "x-comfygate-backend",
+];
+
+impl Envelope {
+    /// Headers that every request to a backend carries, replacing what the client sent under the
+    /// same names. Those of the configuration come last and win.
+    pub fn outgoing(&self, backend: &Backend) -> Vec<(String, HeaderValue)> {
+        let text = |value: &str| HeaderValue::from_str(value).ok();
+        let mut headers = Vec::with_capacity(8);
+        let mut add = |name: &str, value: Option<HeaderValue>| {
+            if let Some(value) = value {
+                headers.push((name.to_owned(), value));
+            }
+        };
+        add("host", text(&backend.spec.endpoint.authority()));
+        add("x-forwarded-for", text(&self.forwarded.chain));
+        add("x-forwarded-proto", text(self.forwarded.proto));
+        add("x-forwarded-host", self.forwarded.host.clone());
+        add("x-request-id", text(&self.request_id));
+        for (name, value) in &backend.spec.headers {
+            add(&name.to_ascii_lowercase(), text(value.reveal()));
+        }
+        headers
+    }
+}

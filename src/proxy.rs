@@ -1,0 +1,403 @@
+//! The only [`ProxyHttp`]: Pingora's phases in their order, each a few lines.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+
+use crate::access::{self, Record};
+use crate::backend::BackendId;
+use crate::edge::admit::body_too_large;
+use crate::edge::envelope::{DROPPED, Envelope};
+use crate::gateway::{Destination, Gateway};
+use crate::identity::tab::prefix_location;
+use crate::logging::{TARGET, is_verbose};
+use crate::rejection::{Kind, Rejection};
+use crate::retry::{Failure, RequestGuard, RetryCase, RetryGuard, Verdict, may_retry};
+use crate::upstream;
+
+/// Proxies HTTP requests that the front door let in.
+pub struct Proxy {
+    gateway: Arc<Gateway>,
+}
+
+impl Proxy {
+    /// A proxy of a gateway.
+    pub fn new(gateway: Arc<Gateway>) -> Self {
+        Self { gateway }
+    }
+}
+
+/// What is known of a request on its way.
+#[derive(Default)]
+pub struct Journey {
+    envelope: Option<Box<Envelope>>,
+    destination: Option<Destination>,
+    tried: Vec<BackendId>,
+    refused: Option<Rejection>,
+    body_bytes: u64,
+    /// When the connection to the backend stood.
+    connected: Option<Instant>,
+    /// When the response's head came.
+    answered: Option<Instant>,
+    _active: Option<RequestGuard>,
+    retries: Vec<RetryGuard>,
+}
+
+impl Journey {
+    /// Takes a refusal that is to be answered in place of the backend.
+    fn refuse(&mut self, refused: Rejection) -> Box<Error> {
+        let status = refused.kind.status().as_u16();
+        self.refused = Some(refused);
+        Error::explain(ErrorType::HTTPStatus(status), "refused")
+    }
+
+    fn backend_name(&self) -> Option<&str> {
+        self.destination.as_ref().map(|destination| destination.backend.name())
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = Journey;
+
+    fn new_ctx(&self) -> Journey {
+        Journey { _active: Some(self.gateway.budget.request()), ..Journey::default() }
+    }
+
+    /// The front door's envelope comes along as the connection's context.
+    fn on_connection_reuse(
+        &self,
+        _session: &mut Session,
+        journey: &mut Journey,
+        context: Box<dyn std::any::Any + Send + Sync>,
+    ) {
+        journey.envelope = context.downcast::<Envelope>().ok();
+    }
+
+    /// Finds the backend, or says why there is none.
+    async fn request_filter(&self, session: &mut Session, journey: &mut Journey) -> Result<bool> {
+        let Some(envelope) = journey.envelope.as_deref() else {
+            return Error::e_explain(ErrorType::InternalError, "a request without an envelope");
+        };
+        match self.gateway.destination(envelope, &[]) {
+            Ok(destination) => {
+                log_request(session, envelope, &destination);
+                journey.destination = Some(destination);
+                Ok(false)
+            }
+            Err(refused) => Err(journey.refuse(refused)),
+        }
+    }
+
+    /// Names the peer; after a failure the next best one.
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        journey: &mut Journey,
+    ) -> Result<Box<HttpPeer>> {
+        let is_prompt = journey.envelope.as_deref().is_some_and(|envelope| envelope.is_prompt);
+        if let (Some(envelope), false) = (journey.envelope.as_deref(), journey.tried.is_empty()) {
+            journey.destination = None;
+            match self.gateway.destination(envelope, &journey.tried) {
+                Ok(destination) => journey.destination = Some(destination),
+                Err(refused) => return Err(journey.refuse(refused)),
+            }
+        }
+        let peer = journey.destination.as_ref().and_then(|d| upstream::peer(&d.backend, is_prompt));
+        match peer {
+            Some(peer) => Ok(peer),
+            None => Err(journey.refuse(Rejection::new(Kind::NoBackend, "no ComfyUI server is available at the moment").retry_after(1))),
+        }
+    }
+
+    /// Notes when the connection stood.
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::unix::io::RawFd,
+        _digest: Option<&pingora_core::protocols::Digest>,
+        journey: &mut Journey,
+    ) -> Result<()> {
+        journey.connected = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Writes the headers that the backend is to see.
+    async fn upstream_request_filter(
+        &self,
+        _session: &mut Session,
+        request: &mut RequestHeader,
+        journey: &mut Journey,
+    ) -> Result<()> {
+        let (Some(envelope), Some(destination)) = (&journey.envelope, &journey.destination) else {
+            return Ok(());
+        };
+        let backend = &destination.backend;
+        for name in DROPPED {
+            request.remove_header(name);
+        }
+        if let Some(cookies) = &envelope.cookies {
+            request.remove_header("cookie");
+            for cookie in cookies {
+                request.append_header("cookie", cookie)?;
+            }
+        }
+        for (name, value) in envelope.outgoing(backend) {
+            request.insert_header(name, value)?;
+        }
+        let base = &backend.spec.endpoint.base;
+        if !base.is_empty() {
+            let path = [base.as_bytes(), request.raw_path()].concat();
+            request.set_raw_path(&path)?;
+        }
+        Ok(())
+    }
+
+    /// Bounds bodies of unknown length.
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        journey: &mut Journey,
+    ) -> Result<()> {
+        journey.body_bytes += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        let limit = self.gateway.config.load().limits.body_size;
+        if journey.body_bytes > limit {
+            return Err(journey.refuse(body_too_large(limit)));
+        }
+        Ok(())
+    }
+
+    /// Takes the backend's verdict on a prompt, and names the backend to the client.
+    async fn response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        journey: &mut Journey,
+    ) -> Result<()> {
+        journey.answered = Some(Instant::now());
+        response.remove_header("x-comfygate-backend");
+        let Some(destination) = &mut journey.destination else { return Ok(()) };
+        if let Some(sending) = destination.sending.take() {
+            if response.status.is_success() {
+                sending.accepted();
+            }
+        }
+        if self.gateway.config.load().server.backend_header {
+            response.insert_header("x-comfygate-backend", destination.backend.name())?;
+        }
+        let Some(envelope) = &journey.envelope else { return Ok(()) };
+        if let Some(cookie) = &envelope.set_cookie {
+            response.append_header("set-cookie", cookie)?;
+        }
+        if let Some(tab) = &envelope.tab {
+            let location = response.headers.get("location").and_then(|v| v.to_str().ok());
+            if let Some(location) = location.and_then(|location| prefix_location(location, tab)) {
+                response.insert_header("location", location)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// No connection came about: nothing was sent, so any request may go elsewhere.
+    fn fail_to_connect(
+        &self,
+        session: &mut Session,
+        _peer: &HttpPeer,
+        journey: &mut Journey,
+        error: Box<Error>,
+    ) -> Box<Error> {
+        self.failed(session, journey, error, Failure::Connect, false)
+    }
+
+    /// The connection failed later.
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        journey: &mut Journey,
+        _client_reused: bool,
+    ) -> Box<Error> {
+        if *error.esource() != ErrorSource::Upstream {
+            let mut error = error;
+            error.set_retry(false);
+            return error;
+        }
+        let timed_out =
+            matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+        let failure = if timed_out { Failure::Timeout } else { Failure::Reset };
+        self.failed(session, journey, error, failure, true)
+    }
+
+    /// Answers what could not be proxied.
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        journey: &mut Journey,
+    ) -> FailToProxy {
+        let refused = journey.refused.take().or_else(|| refusal_of(error));
+        let Some(refused) = refused else {
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
+        };
+        let error_code = refused.kind.status().as_u16();
+        if session.response_written().is_none() {
+            let _ = respond(session, &refused).await;
+        }
+        journey.refused = Some(refused);
+        // Requests that were refused before a backend was asked leave the connection clean.
+        let clean = journey.destination.is_none() && session.is_body_done();
+        FailToProxy { error_code, can_reuse_downstream: clean }
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _journey: &Journey, _error: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _journey: &Journey,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+
+    /// Counts and logs the request.
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, journey: &mut Journey) {
+        let Some(envelope) = journey.envelope.as_deref() else { return };
+        if let (Some(destination), Some(answered)) = (&journey.destination, journey.answered) {
+            destination.backend.live.answered_in(answered - envelope.started);
+        }
+        if !access::is_on() {
+            return;
+        }
+        let since = |then: Option<Instant>| then.map(|then| then - envelope.started);
+        access::write(&Record {
+            method: session.req_header().method.as_str(),
+            target: &String::from_utf8_lossy(session.req_header().raw_path()),
+            status: session.response_written().map_or(0, |r| r.status.as_u16()),
+            bytes: session.body_bytes_sent() as u64,
+            connect: since(journey.connected),
+            first_byte: since(journey.answered),
+            total: envelope.started.elapsed(),
+            backend: journey.backend_name().unwrap_or("-"),
+            client: envelope.address,
+            request_id: &envelope.request_id,
+            retries: journey.tried.len() as u32,
+            reason: reason(journey, error),
+        });
+    }
+}
+
+impl Proxy {
+    /// Decides whether a failed request goes to another backend.
+    fn failed(
+        &self,
+        session: &Session,
+        journey: &mut Journey,
+        mut error: Box<Error>,
+        failure: Failure,
+        bytes_sent: bool,
+    ) -> Box<Error> {
+        error.set_retry(false);
+        let Some(destination) = &journey.destination else { return error };
+        if journey.refused.is_some() {
+            return error;
+        }
+        self.gateway.suspects(&destination.backend, &error.etype().as_str().to_lowercase());
+        journey.tried.push(destination.backend.id);
+        let failover = &self.gateway.config.load().failover;
+        let verdict = may_retry(&RetryCase {
+            method: &session.req_header().method,
+            is_prompt_post: journey.envelope.as_deref().is_some_and(|e| e.is_prompt),
+            bytes_sent,
+            body_lost: bytes_sent && journey.body_bytes > 0,
+            response_started: session.response_written().is_some(),
+            failure,
+            attempt: journey.tried.len() as u32,
+            max_attempts: if failover.enabled { failover.attempts } else { 1 },
+        });
+        if verdict == Verdict::Retry {
+            if let Some(guard) = self.gateway.budget.try_retry() {
+                journey.retries.push(guard);
+                error.set_retry(true);
+            }
+        }
+        error
+    }
+}
+
+/// The refusal that a failure of the proxy itself amounts to; none when the client is gone.
+fn refusal_of(error: &Error) -> Option<Rejection> {
+    match (error.esource(), error.etype()) {
+        (
+            _,
+            ErrorType::ReadTimedout | ErrorType::WriteTimedout | ErrorType::ConnectTimedout,
+        ) if *error.esource() == ErrorSource::Upstream => {
+            Some(Rejection::new(Kind::UpstreamTimeout, "the ComfyUI server did not answer in time"))
+        }
+        (ErrorSource::Upstream, _) => {
+            Some(Rejection::new(Kind::UpstreamFailed, "the ComfyUI server failed"))
+        }
+        (ErrorSource::Downstream, ErrorType::ReadTimedout) => {
+            Some(Rejection::new(Kind::Timeout, "the request's body did not come in time"))
+        }
+        (
+            ErrorSource::Downstream,
+            ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed
+            | ErrorType::WriteTimedout,
+        ) => None,
+        (ErrorSource::Downstream, _) => {
+            Some(Rejection::new(Kind::BadRequest, "the request's body is malformed"))
+        }
+        _ => Some(Rejection::new(Kind::UpstreamFailed, "the request could not be proxied")),
+    }
+}
+
+async fn respond(session: &mut Session, refused: &Rejection) -> Result<()> {
+    let mut response = ResponseHeader::build(refused.kind.status(), Some(6))?;
+    for (name, value) in refused.headers() {
+        response.insert_header(name, value)?;
+    }
+    session.write_response_header(Box::new(response), false).await?;
+    session.write_response_body(Some(refused.body()), true).await
+}
+
+fn log_request(session: &Session, envelope: &Envelope, destination: &Destination) {
+    if is_verbose() {
+        let request = session.req_header();
+        log::info!(
+            target: TARGET,
+            "{} {} → {} [client: {}]",
+            request.method,
+            String::from_utf8_lossy(request.raw_path()),
+            destination.backend.spec.endpoint.url(),
+            envelope.address
+        );
+    }
+}
+
+/// Why a request went as it did, for the access log.
+fn reason(journey: &Journey, error: Option<&Error>) -> &'static str {
+    match (&journey.refused, error) {
+        (Some(refused), _) => refused.kind.name(),
+        (None, Some(error)) if *error.esource() == ErrorSource::Downstream => "client_gone",
+        (None, Some(_)) => "upstream_failed",
+        (None, None) if !journey.tried.is_empty() => "retried",
+        (None, None) => "ok",
+    }
+}
+

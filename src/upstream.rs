@@ -1,0 +1,64 @@
+//! How the gateway connects to backends.
+
+use std::io;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use pingora_core::upstreams::peer::HttpPeer;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::backend::Backend;
+
+/// A connection that takes longer has failed.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A backend may be silent for this long: ComfyUI's event loop stalls while it loads models.
+const READ_TIMEOUT: Duration = Duration::from_mins(5);
+/// A backend that takes no bytes of a body for this long has failed.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Idle connections are dropped before aiohttp's keep-alive of 75 s would race with a request.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Keeps connections of prompts apart from the others, see [`peer`].
+const PROMPT_GROUP: u64 = 1;
+
+/// The backend as Pingora connects to it; `None` while its name does not resolve.
+///
+/// A prompt always gets a connection of its own: on a kept-alive one the backend's close could
+/// cross the prompt's way, and nobody could tell whether it was queued.
+pub fn peer(backend: &Backend, is_prompt: bool) -> Option<Box<HttpPeer>> {
+    let address = *backend.live.address.load().as_deref()?;
+    let endpoint = &backend.spec.endpoint;
+    // Never an empty SNI: Pingora's rustls connector would skip verification.
+    let mut peer = Box::new(HttpPeer::new(address, endpoint.tls, endpoint.host.clone()));
+    peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
+    peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT * 2);
+    peer.options.read_timeout = Some(READ_TIMEOUT);
+    peer.options.write_timeout = Some(WRITE_TIMEOUT);
+    peer.options.idle_timeout = Some(if is_prompt { Duration::ZERO } else { IDLE_TIMEOUT });
+    if is_prompt {
+        peer.group_key = PROMPT_GROUP;
+    }
+    Some(peer)
+}
+
+static TLS: LazyLock<Option<TlsConnector>> = LazyLock::new(|| {
+    let mut roots = RootCertStore::empty();
+    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .ok()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Some(TlsConnector::from(Arc::new(config)))
+});
+
+/// Shakes hands with a backend's TLS.
+pub async fn tls(host: &str, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    let connector = TLS.as_ref().ok_or_else(|| io::Error::other("TLS cannot be set up"))?;
+    connector.connect(name, tcp).await
+}
