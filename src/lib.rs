@@ -8,3 +8,4 @@ pub mod identity;
 pub mod relay;
 pub mod retry;
 pub mod sim;
+pub mod state;
