@@ -19,3 +19,4 @@ pub mod retry;
 pub mod ring;
 pub mod selection;
 pub mod sim;
+pub mod state;
