@@ -66,9 +66,7 @@ pub fn start(log: &Log) -> std::io::Result<()> {
     let mut out: Box<dyn Write + Send> = match &log.access {
         AccessLog::Off => return Ok(()),
         AccessLog::Stdout => Box::new(std::io::stdout()),
-        AccessLog::File(path) => {
-            Box::new(OpenOptions::new().create(true).append(true).open(path)?)
-        }
+        AccessLog::File(path) => Box::new(OpenOptions::new().create(true).append(true).open(path)?),
     };
     let (lines, waiting) = sync_channel::<String>(BACKLOG);
     let sink = Sink { lines, format: log.format, dropped: AtomicU64::new(0) };

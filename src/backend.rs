@@ -148,7 +148,11 @@ pub struct Live {
     keeps_old: AtomicBool,
     /// When it came back from being down; 0 when it never was.
     returned_at: AtomicU64,
+    /// When it went down last; 0 when it never did.
+    down_at: AtomicU64,
     last_event: AtomicU64,
+    /// Bits of an f64. Two writers at once may lose a sample, which a mean survives.
+    response_seconds: AtomicU64,
     pace: Mutex<Pace>,
     notes: Mutex<Notes>,
 }
@@ -160,8 +164,6 @@ pub struct Notes {
     pub last_check: Option<Timestamp>,
     /// What went wrong last.
     pub last_error: Option<String>,
-    /// Mean time of a response's head in seconds, 0 when unknown.
-    pub response_seconds: f64,
 }
 
 impl Live {
@@ -178,7 +180,9 @@ impl Live {
             keeps_old: AtomicBool::new(standing.keeps_old()),
             standing: watch::Sender::new(standing),
             returned_at: AtomicU64::new(0),
+            down_at: AtomicU64::new(0),
             last_event: AtomicU64::new(0),
+            response_seconds: AtomicU64::new(0),
             pace: Mutex::new(Pace::new(learnt)),
             notes: Mutex::default(),
         }
@@ -212,6 +216,7 @@ impl Live {
     /// Takes a verdict of its judge.
     pub fn judged(&self, change: &Change, now: Moment) {
         if change.to == Health::Down {
+            self.down_at.store(now.0, Relaxed);
             self.depth.lost();
             self.pace.lock().lost();
         } else if change.from == Health::Down {
@@ -224,6 +229,11 @@ impl Live {
     pub fn ramp(&self, now: Moment) -> f64 {
         let at = self.returned_at.load(Relaxed);
         ramp((at > 0).then_some(Moment(at)), now)
+    }
+
+    /// For how long it has been down, if it is.
+    pub fn down_for(&self, now: Moment) -> std::time::Duration {
+        now.since(Moment(self.down_at.load(Relaxed)))
     }
 
     /// Something moved on it.
@@ -239,6 +249,19 @@ impl Live {
     /// Takes a depth into the pace.
     pub fn saw_depth(&self, depth: u32, now: Moment) {
         self.pace.lock().saw(depth, now);
+    }
+
+    /// Takes the time a response's head took, into an exponentially weighted mean.
+    pub fn answered_in(&self, took: std::time::Duration) {
+        let took = took.as_secs_f64();
+        let mut mean = f64::from_bits(self.response_seconds.load(Relaxed));
+        mean += if mean == 0.0 { took } else { 0.1 * (took - mean) };
+        self.response_seconds.store(mean.to_bits(), Relaxed);
+    }
+
+    /// Mean time of a response's head in seconds; 0 when unknown.
+    pub fn response_seconds(&self) -> f64 {
+        f64::from_bits(self.response_seconds.load(Relaxed))
     }
 
     /// What was learnt of its pace.

@@ -2,26 +2,58 @@
 //!
 //! Exit codes: 0 fine, 1 failed at run time, 2 wrong usage or configuration.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-use crate::{conformance, sim};
+use crate::config::{self, CheckArgs, Flags, Sources};
+use crate::server::Server;
+use crate::{conformance, demo, logging, sim};
 
-/// The whole command line.
+/// One address in front of a farm of ComfyUI servers
 #[derive(Debug, Parser)]
-#[command(name = "comfygate", version, about, args_conflicts_with_subcommands = true)]
+#[command(name = "comfygate", version, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the gateway (the default)
+    Run(RunArgs),
+    /// Validate a configuration and print every problem
+    Check(CheckArgs),
     /// Run simulated ComfyUI servers
     Sim(sim::Args),
     /// Run the recorded contract against a server
     Conformance(conformance::Args),
+    /// Run a simulated farm of three and a gateway in front of it
+    Demo(demo::Args),
+    /// Exit 0 when a gateway is ready
+    Healthcheck(HealthcheckArgs),
+}
+
+/// Options of `run`.
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    /// Configuration file
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// Options of `healthcheck`.
+#[derive(Debug, clap::Args)]
+struct HealthcheckArgs {
+    /// Address of the admin plane
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8101")]
+    admin: String,
 }
 
 /// How a command ended, as the process's exit code.
@@ -44,9 +76,84 @@ impl From<Exit> for ExitCode {
 /// Parses the command line and runs what it asks for.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    match cli.command {
+    match cli.command.unwrap_or(Command::Run(cli.run)) {
+        Command::Run(args) => run(args),
+        Command::Check(args) => config::run_check(&args),
         Command::Sim(args) => sim::run(args),
         Command::Conformance(args) => conformance::run(args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Healthcheck(args) => healthcheck(&args),
     }
     .into()
+}
+
+fn run(args: RunArgs) -> Exit {
+    let sources = Sources { file: args.config, env: config::process_env(), flags: args.flags };
+    let loaded = match config::load(&sources) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            eprintln!("{problems}");
+            return Exit::Usage;
+        }
+    };
+    logging::start(loaded.config.log.format);
+    logging::set_verbose(loaded.config.server.debug);
+    let threads = loaded.config.server.threads;
+    let server = match Server::prepare(sources, loaded) {
+        Ok(server) => server,
+        Err(error) => {
+            eprintln!("{error:#}");
+            return Exit::Usage;
+        }
+    };
+    with_runtime(threads, async move {
+        match server.run().await {
+            Ok(()) => Exit::Ok,
+            Err(error) => {
+                eprintln!("{error:#}");
+                Exit::Failed
+            }
+        }
+    })
+}
+
+fn healthcheck(args: &HealthcheckArgs) -> Exit {
+    with_runtime(1, async {
+        let url = format!("{}/readyz", args.admin.trim_end_matches('/'));
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build();
+        let answer = match client {
+            Ok(client) => client.get(&url).send().await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(answer) if answer.status().is_success() => Exit::Ok,
+            Ok(answer) => {
+                eprintln!("{url}: not ready ({})", answer.status());
+                Exit::Failed
+            }
+            Err(error) => {
+                eprintln!("{url}: {error}; is the gateway running, and --admin its address?");
+                Exit::Failed
+            }
+        }
+    })
+}
+
+/// Runs a future on a runtime of its own.
+pub fn with_runtime(threads: usize, work: impl Future<Output = Exit>) -> Exit {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.max(1))
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => {
+            let exit = runtime.block_on(work);
+            runtime.shutdown_timeout(Duration::from_millis(200));
+            exit
+        }
+        Err(error) => {
+            eprintln!("the runtime cannot be started: {error}");
+            Exit::Failed
+        }
+    }
 }

@@ -108,14 +108,13 @@ impl Fleet {
             .map(|spec| {
                 let id = next_id(&mut names, &spec.name);
                 let wanted = if spec.enabled { Wanted::Enabled } else { Wanted::Disabled };
-                match old.get(id) {
-                    Some(known) => renew(known, spec, wanted),
-                    None => {
-                        let live = Arc::new(Live::new(wanted, learnt(&spec.name)));
-                        let backend = Arc::new(Backend { id, spec, live });
-                        applied.added.push(Arc::clone(&backend));
-                        backend
-                    }
+                if let Some(known) = old.get(id) {
+                    renew(known, spec, wanted)
+                } else {
+                    let live = Arc::new(Live::new(wanted, learnt(&spec.name)));
+                    let backend = Arc::new(Backend { id, spec, live });
+                    applied.added.push(Arc::clone(&backend));
+                    backend
                 }
             })
             .collect();

@@ -3,14 +3,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use log::warn;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::affinity::{AffinityMap, Clock, Seconds};
+use crate::affinity::{AffinityMap, Clock};
 use crate::backend::{Backend, BackendId};
 use crate::clock::Moment;
 use crate::config::Config;
@@ -18,7 +17,8 @@ use crate::depth::Sending;
 use crate::edge::envelope::Envelope;
 use crate::fleet::{Fleet, View};
 use crate::identity::address::TrustedProxies;
-use crate::identity::{ClientKey, SigningKey};
+use crate::identity::crowd::{self, CrowdWatch};
+use crate::identity::session::SigningKey;
 use crate::logging::TARGET;
 use crate::probe::Prober;
 use crate::rejection::{Kind, Rejection};
@@ -47,6 +47,8 @@ pub struct Gateway {
     pub started: Moment,
     /// True once no more requests are taken.
     pub stopping: watch::Sender<bool>,
+    /// True once open sockets must end.
+    ending: watch::Sender<bool>,
     /// Client connections open.
     pub connections: AtomicU64,
     /// Held while a backend is chosen for a newcomer and its prompt is counted, so that a burst
@@ -54,7 +56,7 @@ pub struct Gateway {
     placing: Mutex<()>,
     next_request: AtomicU64,
     request_prefix: u64,
-    crowds: Crowds,
+    crowds: CrowdWatch,
 }
 
 /// Where a request goes.
@@ -85,11 +87,12 @@ impl Gateway {
             clock: Clock::start(),
             started: Moment::now(),
             stopping: watch::Sender::new(false),
+            ending: watch::Sender::new(false),
             connections: AtomicU64::new(0),
             placing: Mutex::new(()),
             next_request: AtomicU64::new(0),
             request_prefix: rand::random(),
-            crowds: Crowds::default(),
+            crowds: CrowdWatch::default(),
         }
     }
 
@@ -110,10 +113,10 @@ impl Gateway {
         if let Some(id) = envelope.by_hand {
             return self.chosen_by_hand(&view, id, envelope, tried);
         }
-        if tried.is_empty() {
-            if let Some(backend) = self.own_backend(&view, envelope)? {
-                return Ok(self.towards(backend, envelope));
-            }
+        if tried.is_empty()
+            && let Some(backend) = self.own_backend(&view, envelope)?
+        {
+            return Ok(self.towards(backend, envelope));
         }
         self.new_place(&view, envelope, tried)
     }
@@ -129,9 +132,11 @@ impl Gateway {
             Some(backend) if backend.live.keeps_old() && tried.is_empty() => {
                 Ok(self.towards(Arc::clone(backend), envelope))
             }
-            _ => Err(Rejection::new(Kind::NoBackend, "the backend chosen by hand is not in service")
-                .cure("choose another one, or leave the choice to the gateway")
-                .retry_after(self.retry_after())),
+            _ => {
+                Err(Rejection::new(Kind::NoBackend, "the backend chosen by hand is not in service")
+                    .cure("choose another one, or leave the choice to the gateway")
+                    .retry_after(self.retry_after()))
+            }
         }
     }
 
@@ -230,78 +235,27 @@ impl Gateway {
     }
 
     /// Takes a clientId seen on an address, and warns once when one address carries many.
-    pub fn saw_client_id(&self, key: ClientKey, client_id: &str, now: Seconds) {
-        if self.crowds.saw(key, client_id, now) {
-            warn!(
-                target: TARGET,
-                "many browser sessions come from one address and share one backend: if that is a \
-                 proxy or Docker's NAT, name it in server.trusted_proxies (and let it set \
-                 X-Forwarded-For), or use session.affinity: cookie or tab"
-            );
+    pub fn saw_client_id(&self, address: std::net::IpAddr, client_id: &str) {
+        if self.crowds.saw(address, client_id) {
+            warn!(target: TARGET, "{address} {}", crowd::WARNING);
         }
     }
 
-    /// A reading older than this ranks behind fresh ones.
-    pub fn stale_after(&self) -> Duration {
-        self.prober.stale_after()
+    /// Believes other peers from now on.
+    pub fn trust(&self, proxies: &[ipnet::IpNet]) {
+        self.trusted.store(Arc::new(TrustedProxies::new(proxies)));
     }
-}
 
-/// Notices when one address carries many clientIds while affinity goes by address.
-#[derive(Default)]
-struct Crowds {
-    seen: Mutex<std::collections::HashMap<ClientKey, (Seconds, Vec<u64>)>>,
-    warned: std::sync::atomic::AtomicBool,
-}
-
-/// ClientIds of one address that make a crowd. One user's tabs come to a few.
-const CROWD: usize = 8;
-/// Addresses looked at, at most.
-const WATCHED: usize = 1024;
-/// ClientIds older than this belong to reloads, not to neighbours.
-const CROWD_WINDOW: u32 = 600;
-
-impl Crowds {
-    /// Whether this clientId makes a crowd, for the first time in this process.
-    fn saw(&self, key: ClientKey, client_id: &str, now: Seconds) -> bool {
-        use std::hash::{DefaultHasher, Hash, Hasher};
-        if self.warned.load(Relaxed) {
-            return false;
-        }
-        let mut hasher = DefaultHasher::new();
-        client_id.hash(&mut hasher);
-        let id = hasher.finish();
-        let mut seen = self.seen.lock();
-        if seen.len() >= WATCHED && !seen.contains_key(&key) {
-            seen.clear();
-        }
-        let (since, ids) = seen.entry(key).or_insert((now, Vec::new()));
-        if now.since(*since) > CROWD_WINDOW {
-            (*since, *ids) = (now, Vec::new());
-        }
-        if !ids.contains(&id) {
-            ids.push(id);
-        }
-        let crowd = ids.len() >= CROWD;
-        if crowd {
-            seen.clear();
-            seen.shrink_to_fit();
-        }
-        crowd && !self.warned.swap(true, Relaxed)
+    /// Ends the sockets that are still open.
+    pub fn stop_hard(&self) {
+        self.ending.send_replace(true);
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_crowd_behind_one_address_is_noticed_once() {
-        let crowds = Crowds::default();
-        let key = ClientKey::of_address([10, 0, 0, 1].into());
-        let see = |n: u32| crowds.saw(key, &n.to_string(), Seconds(n));
-        assert!((0..7).all(|n| !see(n) && !see(n)), "reconnects are no crowd");
-        assert!(see(7));
-        assert!((8..100).all(|n| !see(n)), "one warning is enough");
+    /// Resolves when open sockets must end.
+    pub fn stopping_hard(&self) -> impl Future<Output = ()> + use<> {
+        let mut ending = self.ending.subscribe();
+        async move {
+            let _ = ending.wait_for(|ending| *ending).await;
+        }
     }
 }

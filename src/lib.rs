@@ -1,5 +1,23 @@
 //! comfygate: one address in front of a farm of ComfyUI servers.
+//!
+//! The way of a request, module by module:
+//!
+//! 1. [`server`] has bound the ports; [`edge`] accepts the connection and reads the request's
+//!    head, strictly and within one time ([`edge::head`]).
+//! 2. [`edge::admit`] decides what becomes of it: [`comfy::origin`] keeps other sites out,
+//!    [`identity`] tells who asks.
+//! 3. [`gateway`] finds the backend: the one that [`affinity`] remembers, else the one that
+//!    [`selection`] chooses from what [`fleet`] knows.
+//! 4. HTTP goes through [`proxy`], the only `ProxyHttp`; a WebSocket through [`relay`];
+//!    [`upstream`] connects, [`retry`] says what may be tried again, [`rejection`] answers the rest.
+//!
+//! Beside it: [`probe`] looks at each [`backend`], [`health`] judges it, [`depth`] and [`pace`]
+//! count its work; [`keeper`] carries over into the next process what [`state`] stores; [`admin`]
+//! shows all of it. [`config`] is what the user said; [`sim`] is a ComfyUI without a GPU, and
+//! [`conformance`] tells whether a server behaves like the real one.
 
+pub mod access;
+pub mod admin;
 pub mod affinity;
 pub mod backend;
 pub mod cli;
@@ -7,16 +25,25 @@ pub mod clock;
 pub mod comfy;
 pub mod config;
 pub mod conformance;
+pub mod demo;
 pub mod depth;
+pub mod edge;
 pub mod fleet;
+pub mod gateway;
 pub mod health;
 pub mod identity;
+pub mod keeper;
 pub mod logging;
 pub mod pace;
 pub mod probe;
+pub mod proxy;
+pub mod rejection;
 pub mod relay;
 pub mod retry;
 pub mod ring;
 pub mod selection;
+pub mod server;
 pub mod sim;
 pub mod state;
+pub mod summary;
+pub mod upstream;

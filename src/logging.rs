@@ -1,4 +1,4 @@
-//! Log output: env_logger, quiet by default, on stderr.
+//! Log output: `env_logger`, quiet by default, on stderr.
 //!
 //! Lines for operators have the target `LoadBalancer` and show as `[LoadBalancer]`. Verbose
 //! logging adds a line per request and can be switched at run time; `RUST_LOG` works as usual.

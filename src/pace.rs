@@ -48,10 +48,10 @@ impl Pace {
 
     /// Takes a depth as seen at `now`.
     pub fn saw(&mut self, depth: u32, now: Moment) {
-        if depth + 1 == self.depth {
-            if let Some(since) = self.running_since {
-                self.finished(now.since(since));
-            }
+        if depth + 1 == self.depth
+            && let Some(since) = self.running_since
+        {
+            self.finished(now.since(since));
         }
         if depth < self.depth || (self.depth == 0 && depth > 0) {
             self.running_since = (depth > 0).then_some(now);

@@ -1,7 +1,6 @@
 //! The only [`ProxyHttp`]: Pingora's phases in their order, each a few lines.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -113,7 +112,10 @@ impl ProxyHttp for Proxy {
         let peer = journey.destination.as_ref().and_then(|d| upstream::peer(&d.backend, is_prompt));
         match peer {
             Some(peer) => Ok(peer),
-            None => Err(journey.refuse(Rejection::new(Kind::NoBackend, "no ComfyUI server is available at the moment").retry_after(1))),
+            None => Err(journey.refuse(
+                Rejection::new(Kind::NoBackend, "no ComfyUI server is available at the moment")
+                    .retry_after(1),
+            )),
         }
     }
 
@@ -188,10 +190,10 @@ impl ProxyHttp for Proxy {
         journey.answered = Some(Instant::now());
         response.remove_header("x-comfygate-backend");
         let Some(destination) = &mut journey.destination else { return Ok(()) };
-        if let Some(sending) = destination.sending.take() {
-            if response.status.is_success() {
-                sending.accepted();
-            }
+        if let Some(sending) = destination.sending.take()
+            && response.status.is_success()
+        {
+            sending.accepted();
         }
         if self.gateway.config.load().server.backend_header {
             response.insert_header("x-comfygate-backend", destination.backend.name())?;
@@ -234,8 +236,7 @@ impl ProxyHttp for Proxy {
             error.set_retry(false);
             return error;
         }
-        let timed_out =
-            matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
+        let timed_out = matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
         let failure = if timed_out { Failure::Timeout } else { Failure::Reset };
         self.failed(session, journey, error, failure, true)
     }
@@ -330,11 +331,11 @@ impl Proxy {
             attempt: journey.tried.len() as u32,
             max_attempts: if failover.enabled { failover.attempts } else { 1 },
         });
-        if verdict == Verdict::Retry {
-            if let Some(guard) = self.gateway.budget.try_retry() {
-                journey.retries.push(guard);
-                error.set_retry(true);
-            }
+        if verdict == Verdict::Retry
+            && let Some(guard) = self.gateway.budget.try_retry()
+        {
+            journey.retries.push(guard);
+            error.set_retry(true);
         }
         error
     }
@@ -343,10 +344,9 @@ impl Proxy {
 /// The refusal that a failure of the proxy itself amounts to; none when the client is gone.
 fn refusal_of(error: &Error) -> Option<Rejection> {
     match (error.esource(), error.etype()) {
-        (
-            _,
-            ErrorType::ReadTimedout | ErrorType::WriteTimedout | ErrorType::ConnectTimedout,
-        ) if *error.esource() == ErrorSource::Upstream => {
+        (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout | ErrorType::ConnectTimedout)
+            if *error.esource() == ErrorSource::Upstream =>
+        {
             Some(Rejection::new(Kind::UpstreamTimeout, "the ComfyUI server did not answer in time"))
         }
         (ErrorSource::Upstream, _) => {
@@ -357,7 +357,9 @@ fn refusal_of(error: &Error) -> Option<Rejection> {
         }
         (
             ErrorSource::Downstream,
-            ErrorType::ReadError | ErrorType::WriteError | ErrorType::ConnectionClosed
+            ErrorType::ReadError
+            | ErrorType::WriteError
+            | ErrorType::ConnectionClosed
             | ErrorType::WriteTimedout,
         ) => None,
         (ErrorSource::Downstream, _) => {
@@ -400,4 +402,3 @@ fn reason(journey: &Journey, error: Option<&Error>) -> &'static str {
         (None, None) => "ok",
     }
 }
-

@@ -18,7 +18,7 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A backend may be silent for this long: ComfyUI's event loop stalls while it loads models.
 const READ_TIMEOUT: Duration = Duration::from_mins(5);
 /// A backend that takes no bytes of a body for this long has failed.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Idle connections are dropped before aiohttp's keep-alive of 75 s would race with a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Keeps connections of prompts apart from the others, see [`peer`].

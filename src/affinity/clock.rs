@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn parts_of_a_second_round_up() {
         assert_eq!(whole_seconds(Duration::from_millis(1500)), 2);
-        assert_eq!(whole_seconds(Duration::from_secs(3600)), 3600);
+        assert_eq!(whole_seconds(Duration::from_hours(1)), 3600);
         assert_eq!(whole_seconds(Duration::MAX), u32::MAX);
     }
 

@@ -15,7 +15,8 @@ use crate::affinity::{Seconds, whole_seconds};
 use crate::comfy::{origin, routes};
 use crate::config::{Affinity, Config};
 use crate::gateway::Gateway;
-use crate::identity::{Caller, cookie, session::Session, tab};
+use crate::identity::session::{Session, SigningKey};
+use crate::identity::{Caller, cookie, tab};
 use crate::rejection::{Kind, Rejection};
 
 /// What becomes of a request.
@@ -111,9 +112,11 @@ impl Desk<'_> {
         let headers = head.subset(&LOOKED_AT);
         if origin::is_foreign(&head.method, &headers, &self.config.server.public_names) {
             let message = "another site may not send requests here";
-            return Admission::Refuse(Rejection::new(Kind::Forbidden, message).cure(
-                "if this is the gateway's own public name, add it to server.public_names",
-            ));
+            return Admission::Refuse(
+                Rejection::new(Kind::Forbidden, message).cure(
+                    "if this is the gateway's own public name, add it to server.public_names",
+                ),
+            );
         }
         let trusted = self.gateway.trusted.load();
         let address = trusted.client(self.peer.ip(), &headers);
@@ -147,7 +150,11 @@ impl Desk<'_> {
         Admission::Proxy {
             envelope,
             head: rewritten.then(|| with_target(self.bytes, found.target)),
-            body: if head.chunked { Body::Chunked } else { Body::Sized(head.content_length.unwrap_or(0)) },
+            body: if head.chunked {
+                Body::Chunked
+            } else {
+                Body::Sized(head.content_length.unwrap_or(0))
+            },
         }
     }
 
@@ -195,11 +202,11 @@ impl Desk<'_> {
         let session = match session {
             Some(session) => {
                 found.caller = Caller::Session(session.id);
-                (navigates && session.is_due_for_renewal(now, ttl)).then(|| session.renewed(now))
+                // On any response: a page in use for longer than the ttl navigates only once.
+                session.is_due_for_renewal(now, ttl).then(|| session.renewed(now))
             }
             None if navigates => {
-                let session =
-                    crate::identity::SigningKey::new_cookie_session(now, &mut rand::rng());
+                let session = SigningKey::new_cookie_session(now, &mut rand::rng());
                 found.caller = Caller::Session(session.id);
                 Some(session)
             }
@@ -217,7 +224,7 @@ impl Desk<'_> {
     ) -> Result<(), Admission> {
         let key = &self.gateway.signing_key;
         let new_tab = |query: Option<&str>| {
-            let session = crate::identity::SigningKey::new_tab_session(now, &mut rand::rng());
+            let session = SigningKey::new_tab_session(now, &mut rand::rng());
             Admission::Redirect { location: tab::home(&session, key, query) }
         };
         let (path, query) = match head.target.split_once('?') {

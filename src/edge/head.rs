@@ -38,7 +38,8 @@ pub async fn read_head<S>(
 where
     S: AsyncRead + Unpin + ?Sized,
 {
-    let mut deadline = Instant::now() + if buffer.is_empty() { idle } else { limits.header_timeout };
+    let mut deadline =
+        Instant::now() + if buffer.is_empty() { idle } else { limits.header_timeout };
     let mut scanned = 0;
     loop {
         skip_blank_lines(buffer, scanned);
@@ -217,14 +218,12 @@ fn framing(
             let digits = !length.is_empty() && length.iter().all(u8::is_ascii_digit);
             let length = std::str::from_utf8(length).ok().filter(|_| digits);
             let length = length.and_then(|text| text.parse().ok());
-            length.map(|length| (Some(length), false)).ok_or_else(|| bad("Content-Length is malformed"))
+            length
+                .map(|length| (Some(length), false))
+                .ok_or_else(|| bad("Content-Length is malformed"))
         }
         (None, None, Some(encoding), None) if encoding.eq_ignore_ascii_case(b"chunked") => {
-            if is_1_1 {
-                Ok((None, true))
-            } else {
-                Err(bad("HTTP/1.0 has no Transfer-Encoding"))
-            }
+            if is_1_1 { Ok((None, true)) } else { Err(bad("HTTP/1.0 has no Transfer-Encoding")) }
         }
         (None, None, Some(_), _) => Err(bad("the only Transfer-Encoding accepted is chunked")),
         (Some(_), Some(_), ..) => Err(bad("there is more than one Content-Length")),
@@ -298,7 +297,7 @@ mod tests {
         header_count: 20,
         header_timeout: Duration::from_secs(10),
         body_size: 1000,
-        keepalive_timeout: Duration::from_secs(60),
+        keepalive_timeout: Duration::from_mins(1),
         connections: 10,
     };
 
@@ -327,12 +326,30 @@ mod tests {
             ("GET / HTTP/1.1\r\n\r\n", "Host is missing"),
             ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", "more than one Host"),
             ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", "Host is malformed"),
-            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", "more than one Content-Length"),
-            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n", "Content-Length is malformed"),
-            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n", "Content-Length is malformed"),
-            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n", "Content-Length is malformed"),
-            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", "contradict"),
-            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", "only Transfer-Encoding"),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+                "more than one Content-Length",
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n",
+                "Content-Length is malformed",
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n",
+                "Content-Length is malformed",
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n",
+                "Content-Length is malformed",
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+                "contradict",
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+                "only Transfer-Encoding",
+            ),
             ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \tchunked\x0b\r\n\r\n", ""),
             ("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", "HTTP/1.0"),
             ("GET / HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n", ""),
@@ -357,8 +374,7 @@ mod tests {
     async fn read(pieces: &[&[u8]]) -> Result<(usize, BytesMut), NoHead> {
         let mut builder = tokio_test_io(pieces);
         let mut buffer = BytesMut::new();
-        let length =
-            read_head(&mut builder, &mut buffer, &LIMITS, Duration::from_secs(1)).await?;
+        let length = read_head(&mut builder, &mut buffer, &LIMITS, Duration::from_secs(1)).await?;
         Ok((length, buffer))
     }
 

@@ -39,7 +39,7 @@ use tls::Acceptor;
 /// A handshake of TLS takes at most this long.
 const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 /// A response's bytes must be taken within this time, or the client is cut.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
 /// After a refusal the client may go on sending for so long before the connection is cut.
 const LINGER: Duration = Duration::from_secs(2);
 

@@ -52,13 +52,15 @@ pub(super) async fn serve(
     envelope: Box<Envelope>,
     handshake: Handshake,
 ) {
-    if gateway.config.load().session.affinity == Affinity::Ip {
-        if let Some(client_id) = query_value(&handshake.target, "clientId") {
-            gateway.saw_client_id(envelope.key, client_id, envelope.now);
-        }
+    if gateway.config.load().session.affinity == Affinity::Ip
+        && let Some(client_id) = query_value(&handshake.target, "clientId")
+    {
+        gateway.saw_client_id(envelope.address, client_id);
     }
     match Box::pin(open(gateway, &envelope, &handshake)).await {
-        Ok(opened) => Box::pin(answer_and_relay(gateway, stream, &envelope, &handshake, opened)).await,
+        Ok(opened) => {
+            Box::pin(answer_and_relay(gateway, stream, &envelope, &handshake, opened)).await;
+        }
         Err(refused) => refuse(stream, &refused.to_http1()).await,
     }
 }
@@ -146,9 +148,10 @@ async fn connect(backend: &Backend) -> io::Result<Box<dyn Io>> {
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     tcp.set_nodelay(true)?;
     if backend.spec.endpoint.tls {
-        let tls = timeout(upstream::CONNECT_TIMEOUT, upstream::tls(&backend.spec.endpoint.host, tcp))
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let tls =
+            timeout(upstream::CONNECT_TIMEOUT, upstream::tls(&backend.spec.endpoint.host, tcp))
+                .await
+                .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         return Ok(Box::new(tls));
     }
     Ok(Box::new(tcp))
@@ -161,7 +164,8 @@ fn request_head(
 ) -> Result<Vec<u8>, crate::relay::handshake::HandshakeError> {
     let target = format!("{}{}", backend.spec.endpoint.base, handshake.target);
     let ours = envelope.outgoing(backend);
-    let hop_by_hop = ["connection", "upgrade", "keep-alive", "te", "proxy-authorization", "proxy-connection"];
+    let hop_by_hop =
+        ["connection", "upgrade", "keep-alive", "te", "proxy-authorization", "proxy-connection"];
     let replaced = |name: &str| {
         DROPPED.contains(&name)
             || hop_by_hop.contains(&name)
@@ -188,7 +192,10 @@ async fn answer_and_relay(
 ) {
     let Opened { backend, stream: upstream, head, behind } = opened;
     if head.status == 101 && !(head.is_websocket() && check_accept(&handshake.key, &head.headers)) {
-        let refused = Rejection::new(Kind::UpstreamFailed, "the ComfyUI server's WebSocket handshake makes no sense");
+        let refused = Rejection::new(
+            Kind::UpstreamFailed,
+            "the ComfyUI server's WebSocket handshake makes no sense",
+        );
         return refuse(stream, &refused.to_http1()).await;
     }
     let show_backend = gateway.config.load().server.backend_header;
@@ -249,7 +256,8 @@ async fn pass_refusal(
     let _ = timeout(HANDSHAKE_TIMEOUT, rest).await;
     body.truncate(length);
     let theirs = head.headers.iter().filter(|(name, _)| {
-        let framing = ["connection", "keep-alive", "content-length", "transfer-encoding", "upgrade"];
+        let framing =
+            ["connection", "keep-alive", "content-length", "transfer-encoding", "upgrade"];
         !framing.iter().any(|framing| name.eq_ignore_ascii_case(framing))
     });
     let size = body.len().to_string();

@@ -173,24 +173,22 @@ fn log_change(backend: &Backend, change: &Change) {
 /// Refreshes what the backend's name resolves to; a failure keeps the last address.
 async fn resolve(backend: &Backend) {
     let endpoint = &backend.spec.endpoint;
-    let found = match endpoint.host.parse() {
-        Ok(ip) => Some(std::net::SocketAddr::new(ip, endpoint.port)),
-        Err(_) => {
-            let name = (endpoint.host.as_str(), endpoint.port);
-            let looked_up =
-                tokio::time::timeout(Duration::from_secs(5), tokio::net::lookup_host(name));
-            let addresses: Vec<_> = match looked_up.await {
-                Ok(Ok(addresses)) => addresses.collect(),
-                _ => return,
-            };
-            // A name with several addresses keeps the one in use while it is among them.
-            let current = backend.live.address.load().as_deref().copied();
-            current.filter(|a| addresses.contains(a)).or_else(|| addresses.first().copied())
-        }
+    let found = if let Ok(ip) = endpoint.host.parse() {
+        Some(std::net::SocketAddr::new(ip, endpoint.port))
+    } else {
+        let name = (endpoint.host.as_str(), endpoint.port);
+        let looked_up = tokio::time::timeout(Duration::from_secs(5), tokio::net::lookup_host(name));
+        let addresses: Vec<_> = match looked_up.await {
+            Ok(Ok(addresses)) => addresses.collect(),
+            _ => return,
+        };
+        // A name with several addresses keeps the one in use while it is among them.
+        let current = backend.live.address.load().as_deref().copied();
+        current.filter(|a| addresses.contains(a)).or_else(|| addresses.first().copied())
     };
-    if let Some(address) = found {
-        if backend.live.address.load().as_deref() != Some(&address) {
-            backend.live.address.store(Some(Arc::new(address)));
-        }
+    if let Some(address) = found
+        && backend.live.address.load().as_deref() != Some(&address)
+    {
+        backend.live.address.store(Some(Arc::new(address)));
     }
 }

@@ -80,12 +80,12 @@ async fn listen(mut socket: Socket, backend: &Backend, fleet: &Fleet) {
     while let Some(Ok(message)) = socket.next().await {
         let now = Moment::now();
         backend.live.event(now);
-        if let Message::Text(text) = message {
-            if let Some(remaining) = queue_remaining(text.as_str()) {
-                backend.live.depth.pushed(remaining, now);
-                backend.live.saw_depth(remaining, now);
-                fleet.touch();
-            }
+        if let Message::Text(text) = message
+            && let Some(remaining) = queue_remaining(text.as_str())
+        {
+            backend.live.depth.pushed(remaining, now);
+            backend.live.saw_depth(remaining, now);
+            fleet.touch();
         }
     }
 }

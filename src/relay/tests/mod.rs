@@ -16,7 +16,7 @@ use super::frames::{FrameCursor, close_frame};
 use super::*;
 
 /// More than any bound of the relay; on the paused clock it costs nothing.
-const LONG: Duration = Duration::from_secs(3600);
+const LONG: Duration = Duration::from_hours(1);
 
 /// A relay at work, with the far ends of its two streams and the means to stop it.
 struct Rig {

@@ -1,0 +1,171 @@
+//! What the admin plane shows of the gateway, as it is written to JSON: durations are seconds as
+//! numbers, timestamps RFC 3339 in UTC, lists stand under their plural name with `total`.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::backend::Backend;
+use crate::clock::Moment;
+use crate::config::Mode;
+use crate::gateway::Gateway;
+use crate::summary::Summary;
+
+/// `GET /lb/stats`.
+#[derive(Debug, Serialize)]
+pub struct Stats {
+    mode: &'static str,
+    strategy: &'static str,
+    uptime_seconds: f64,
+    backends: Counts,
+    best_backend: Option<String>,
+    last_health_check: Option<Timestamp>,
+    sessions: usize,
+    websockets: u64,
+    tasks: Tasks,
+}
+
+#[derive(Debug, Serialize)]
+struct Counts {
+    total: usize,
+    healthy: usize,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Tasks {
+    queued: u64,
+    running: u64,
+    completed: u64,
+    failed: u64,
+    cancelled: u64,
+}
+
+impl Stats {
+    /// The totals now.
+    pub fn of(gateway: &Gateway) -> Self {
+        let config = gateway.config.load();
+        let view = gateway.fleet.view();
+        let lives = || view.backends.iter().map(|backend| &backend.live);
+        let readings = || lives().map(|live| live.depth.reading());
+        Self {
+            mode: match config.mode {
+                Mode::Sticky => "sticky",
+                Mode::Pool => "pool",
+            },
+            strategy: config.scheduler.strategy.name(),
+            uptime_seconds: Moment::now().since(gateway.started).as_secs_f64(),
+            backends: Counts {
+                total: view.backends.len(),
+                healthy: lives().filter(|live| live.standing().is_healthy()).count(),
+            },
+            best_backend: Summary::of(&view, None).best,
+            last_health_check: lives().filter_map(|live| live.notes().last_check).max(),
+            sessions: gateway.affinity.len(),
+            websockets: lives().map(|live| u64::from(live.sockets.load(Relaxed))).sum(),
+            // What runs and waits is read from the backends; how prompts ended is not followed yet.
+            tasks: Tasks {
+                queued: readings().map(|reading| u64::from(reading.pending)).sum(),
+                running: readings().map(|reading| u64::from(reading.running)).sum(),
+                ..Tasks::default()
+            },
+        }
+    }
+}
+
+/// `GET /lb/backends`.
+#[derive(Debug, Serialize)]
+pub struct Backends {
+    backends: Vec<BackendView>,
+    total: usize,
+}
+
+impl Backends {
+    /// Every backend now.
+    pub fn of(gateway: &Gateway) -> Self {
+        let view = gateway.fleet.view();
+        let backends: Vec<_> = view.backends.iter().map(|b| BackendView::of(gateway, b)).collect();
+        Self { total: backends.len(), backends }
+    }
+}
+
+/// One backend.
+#[derive(Debug, Serialize)]
+pub struct BackendView {
+    name: String,
+    url: String,
+    state: &'static str,
+    healthy: bool,
+    enabled: bool,
+    weight: u32,
+    max_queue: u32,
+    backup: bool,
+    queue: Queue,
+    queue_age_seconds: Option<f64>,
+    sessions: usize,
+    websockets: u32,
+    calls: u64,
+    failures: u64,
+    success_rate: f64,
+    response_seconds: f64,
+    prompt_seconds: f64,
+    version: Option<String>,
+    devices: Vec<serde_json::Value>,
+    labels: BTreeMap<String, String>,
+    task_types: Vec<String>,
+    last_check: Option<Timestamp>,
+    last_error: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Queue {
+    running: u32,
+    pending: u32,
+    total: u32,
+}
+
+impl BackendView {
+    /// A backend now.
+    pub fn of(gateway: &Gateway, backend: &Backend) -> Self {
+        let (spec, live) = (&backend.spec, &backend.live);
+        let standing = live.standing();
+        let reading = live.depth.reading();
+        let notes = live.notes();
+        let (calls, failures) = (live.calls.load(Relaxed), live.failures.load(Relaxed));
+        Self {
+            name: spec.name.clone(),
+            url: spec.endpoint.url(),
+            state: standing.label(),
+            healthy: standing.is_healthy(),
+            enabled: standing.wanted != crate::backend::Wanted::Disabled,
+            weight: spec.weight,
+            max_queue: spec.max_queue,
+            backup: spec.backup,
+            queue: Queue {
+                running: reading.running,
+                pending: live.depth.prompts().saturating_sub(reading.running),
+                total: live.depth.prompts(),
+            },
+            queue_age_seconds: reading.at.map(|at| Moment::now().since(at).as_secs_f64()),
+            sessions: gateway.affinity.sessions(backend.id.0),
+            websockets: live.sockets.load(Relaxed),
+            calls,
+            failures,
+            success_rate: success_rate(calls, failures),
+            response_seconds: live.response_seconds(),
+            prompt_seconds: live.learnt().prompt_seconds,
+            version: None,
+            devices: Vec::new(),
+            labels: spec.labels.iter().cloned().collect(),
+            task_types: spec.task_types.clone(),
+            last_check: notes.last_check,
+            last_error: notes.last_error,
+        }
+    }
+}
+
+/// Share of calls that did not fail; 1 before the first.
+fn success_rate(calls: u64, failures: u64) -> f64 {
+    if calls == 0 { 1.0 } else { calls.saturating_sub(failures) as f64 / calls as f64 }
+}

@@ -1,0 +1,249 @@
+//! Starting, reloading and stopping a gateway.
+//!
+//! Everything that can fail for a reason the user can cure is tried before the first connection is
+//! accepted, and ends in one clear line: ports are bound here, certificates read, the state
+//! opened. Pingora's own server is not used, since it panics on a taken port and sleeps through
+//! its grace period when it is idle; its `HttpProxy` is, behind our [`edge`](crate::edge).
+
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use log::{error, info, warn};
+use pingora_core::server::configuration::ServerConf;
+use pingora_proxy::http_proxy;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::task::TaskTracker;
+
+use crate::config::{self, Config, Loaded, Sources};
+use crate::edge::FrontDoor;
+use crate::edge::tls::Acceptor;
+use crate::fleet::Fleet;
+use crate::gateway::Gateway;
+use crate::identity::session::SigningKey;
+use crate::logging::TARGET;
+use crate::probe::Prober;
+use crate::proxy::Proxy;
+use crate::state::{State, load_or_make_cookie_key};
+use crate::{access, admin, keeper, logging, summary};
+
+/// Requests wait this long at most for the first look at the backends.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// Sockets get this long for their closing handshakes once `shutdown_timeout` is over.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 4096;
+
+/// A gateway that is ready to run: configured, its ports bound.
+pub struct Server {
+    sources: Sources,
+    loaded: Loaded,
+    data: StdListener,
+    admin: StdListener,
+    acceptor: Option<Acceptor>,
+    state: Option<Arc<State>>,
+    signing_key: SigningKey,
+}
+
+impl Server {
+    /// Does everything that can fail.
+    pub fn prepare(sources: Sources, loaded: Loaded) -> Result<Self> {
+        let config = &loaded.config;
+        let data = bind(SocketAddr::new(config.server.host, config.server.port), "server.port")?;
+        let admin = bind(config.admin.listen, "admin.listen")?;
+        let acceptor = config.server.tls.as_ref().map(Acceptor::new).transpose()?;
+        let state = keeper::open(&config.state_dir)?.map(Arc::new);
+        let signing_key = match &config.session.cookie_key {
+            Some(secret) => SigningKey::from_secret(secret).context("session.cookie_key")?,
+            None => SigningKey::from_bytes(&load_or_make_cookie_key(&config.state_dir)?),
+        };
+        access::start(&config.log).context("log.access cannot be written")?;
+        Ok(Self { sources, loaded, data, admin, acceptor, state, signing_key })
+    }
+
+    /// Where the data plane listens.
+    pub fn data_address(&self) -> Option<SocketAddr> {
+        self.data.local_addr().ok()
+    }
+
+    /// Where the admin plane listens.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.local_addr().ok()
+    }
+
+    /// Runs until SIGTERM or SIGINT. Wants a Tokio runtime.
+    pub async fn run(self) -> Result<()> {
+        let config = self.loaded.config.clone();
+        announce(&self.loaded);
+        let fleet = Arc::new(Fleet::new());
+        let prober = Prober::new(Arc::clone(&fleet), config.health_check.clone())?;
+        let learnt = keeper::learnt(self.state.as_deref());
+        let added = fleet.apply(config.backends.clone(), &learnt).added;
+        let gateway =
+            Arc::new(Gateway::new(config.clone(), Arc::clone(&fleet), prober, self.signing_key));
+        if let Some(state) = &self.state {
+            keeper::restore(&gateway, state);
+        }
+        added.iter().for_each(|backend| gateway.prober.start(backend));
+        tokio::spawn(summary::report(fleet));
+
+        let admin_listener = listen(self.admin)?;
+        let admin_address = admin_listener.local_addr()?;
+        let service = admin::router(&gateway).into_make_service_with_connect_info::<SocketAddr>();
+        tokio::spawn(async move { axum::serve(admin_listener, service).await });
+
+        gateway.prober.first_round(FIRST_LOOK.min(config.health_check.timeout)).await;
+        let tasks = TaskTracker::new();
+        let door = FrontDoor::new(
+            Arc::clone(&gateway),
+            Arc::new(http_proxy(&server_conf(&config), Proxy::new(Arc::clone(&gateway)))),
+            self.acceptor,
+            admin::data_port_router(&gateway),
+            tasks.clone(),
+        );
+        let listener = listen(self.data)?;
+        info!(target: TARGET, "listening on {}, admin on {admin_address}", listener.local_addr()?);
+        tokio::spawn(door.accept(listener));
+
+        let (stopped, stop) = tokio::sync::oneshot::channel::<()>();
+        let keeper = tokio::spawn(keeper::keep(Arc::clone(&gateway), self.state, async {
+            let _ = stop.await;
+        }));
+        wait_for_signals(&gateway, &self.sources, &learnt).await?;
+        drain(&gateway, &tasks).await;
+        drop(stopped);
+        let _ = keeper.await;
+        Ok(())
+    }
+}
+
+fn bind(address: SocketAddr, key: &str) -> Result<StdListener> {
+    let open = || -> std::io::Result<StdListener> {
+        let domain = socket2::Domain::for_address(address);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG as i32)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket.into())
+    };
+    open().map_err(|error| {
+        anyhow::anyhow!("{key} = {address}: {error}; free the port or choose another one")
+    })
+}
+
+fn listen(listener: StdListener) -> Result<TcpListener> {
+    Ok(TcpListener::from_std(listener)?)
+}
+
+fn server_conf(config: &Config) -> Arc<ServerConf> {
+    Arc::new(ServerConf {
+        threads: config.server.threads,
+        max_retries: config.failover.attempts.max(1) as usize,
+        upstream_keepalive_pool_size: 32 * config.backends.len().max(4),
+        ..ServerConf::default()
+    })
+}
+
+fn announce(loaded: &Loaded) {
+    for warning in &loaded.warnings {
+        warn!(target: TARGET, "{warning}");
+    }
+    if let Some(path) = &loaded.config.backends_file {
+        info!(target: TARGET, "Loading servers from file: {}", path.display());
+    }
+    info!(target: TARGET, "Loaded {} servers", loaded.config.backends.len());
+    let server = &loaded.config.server;
+    if !server.host.is_loopback() && server.trusted_proxies.is_empty() {
+        info!(
+            target: TARGET,
+            "anyone who reaches {}:{} can use the farm: ComfyUI has no login of its own",
+            server.host, server.port
+        );
+    }
+}
+
+/// Handles signals until one of them ends the process.
+async fn wait_for_signals(
+    gateway: &Arc<Gateway>,
+    sources: &Sources,
+    learnt: &impl Fn(&str) -> crate::pace::Learnt,
+) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => reload(gateway, sources, learnt),
+        }
+    }
+}
+
+/// Reads the configuration again; an invalid one is refused and the running one stays.
+fn reload(
+    gateway: &Arc<Gateway>,
+    sources: &Sources,
+    learnt: &impl Fn(&str) -> crate::pace::Learnt,
+) {
+    let loaded = match config::load(sources) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            error!(target: TARGET, "reload refused, the running configuration stays:\n{problems}");
+            return;
+        }
+    };
+    for key in config::differences_needing_restart(&gateway.config.load(), &loaded.config) {
+        warn!(target: TARGET, "{key} has changed and takes effect with the next start");
+    }
+    announce(&loaded);
+    apply(gateway, loaded.config, learnt);
+    info!(target: TARGET, "configuration reloaded");
+}
+
+fn apply(gateway: &Arc<Gateway>, config: Config, learnt: &impl Fn(&str) -> crate::pace::Learnt) {
+    gateway.affinity.set_limits(config.session.ttl, config.session.max_clients);
+    gateway.prober.set_options(config.health_check.clone());
+    gateway.trust(&config.server.trusted_proxies);
+    logging::set_verbose(config.server.debug);
+    let applied = gateway.fleet.apply(config.backends.clone(), learnt);
+    gateway.config.store(Arc::new(config));
+    applied.added.iter().for_each(|backend| gateway.prober.start(backend));
+    for name in &applied.removed {
+        let id = gateway.fleet.id_of(name);
+        gateway.affinity.remove_backend(id.0, gateway.clock.now());
+    }
+}
+
+/// Takes no more clients, lets requests and sockets end within `shutdown_timeout`, and returns as
+/// soon as nothing is open. A second signal cuts everything.
+async fn drain(gateway: &Arc<Gateway>, tasks: &TaskTracker) {
+    gateway.stopping.send_replace(true);
+    tasks.close();
+    let limit = gateway.config.load().server.shutdown_timeout;
+    if tasks.is_empty() {
+        return;
+    }
+    info!(target: TARGET, "stopping: waiting up to {} s for open requests and sockets", limit.as_secs_f64());
+    tokio::select! {
+        () = tasks.wait() => return,
+        () = tokio::time::sleep(limit) => {}
+        () = second_signal() => return,
+    }
+    gateway.stop_hard();
+    let _ = tokio::time::timeout(FAREWELL, tasks.wait()).await;
+}
+
+async fn second_signal() {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
