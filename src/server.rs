@@ -87,7 +87,6 @@ impl Server {
             keeper::restore(&gateway, state);
         }
         added.iter().for_each(|backend| gateway.prober.start(backend));
-        tokio::spawn(summary::report(fleet));
 
         let admin_listener = listen(self.admin)?;
         let admin_address = admin_listener.local_addr()?;
@@ -95,6 +94,7 @@ impl Server {
         tokio::spawn(async move { axum::serve(admin_listener, service).await });
 
         gateway.prober.first_round(FIRST_LOOK.min(config.health_check.timeout)).await;
+        tokio::spawn(summary::report(fleet));
         let tasks = TaskTracker::new();
         let door = FrontDoor::new(
             Arc::clone(&gateway),
