@@ -81,6 +81,11 @@ impl Judge {
         }
     }
 
+    /// Judges by other thresholds from now on.
+    pub fn set_thresholds(&mut self, thresholds: Thresholds) {
+        self.thresholds = thresholds;
+    }
+
     /// The verdict so far.
     pub fn health(&self) -> Health {
         self.health

@@ -9,6 +9,7 @@ pub mod conn;
 pub mod envelope;
 pub mod head;
 mod local;
+mod signs;
 pub mod tls;
 mod websocket;
 
@@ -28,9 +29,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use crate::access::{self, Record};
 use crate::gateway::Gateway;
 use crate::logging::TARGET;
 use crate::proxy::Proxy;
+use crate::rejection::Rejection;
 use admit::{Admission, Body, admit};
 use conn::Conn;
 use head::{NoHead, read_head};
@@ -94,6 +97,7 @@ impl FrontDoor {
         self.tasks.spawn(async move {
             let _open = open;
             let _ = tcp.set_nodelay(true);
+            keep_alive(&tcp);
             match &door.acceptor {
                 None => door.serve(Conn::plain(tcp, peer), peer).await,
                 Some(acceptor) => {
@@ -145,7 +149,10 @@ impl FrontDoor {
                         return;
                     }
                 }
-                Admission::Refuse(refused) => return refuse(stream, &refused.to_http1()).await,
+                Admission::Refuse(refused) => {
+                    log_refusal(&buffer[..length], peer, &refused);
+                    return refuse(stream, &refused.to_http1()).await;
+                }
             }
         }
     }
@@ -180,6 +187,16 @@ impl FrontDoor {
     }
 }
 
+/// Has the kernel find out when a peer is gone without a word, as a closed laptop is: nothing else
+/// would end an idle WebSocket.
+fn keep_alive(tcp: &TcpStream) {
+    let every = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_mins(2))
+        .with_interval(Duration::from_secs(20))
+        .with_retries(4);
+    let _ = socket2::SockRef::from(tcp).set_tcp_keepalive(&every);
+}
+
 /// Takes from the buffer what Pingora is to parse: the head and what belongs to the body. The rest
 /// is the next request's, which comes through this door again.
 fn take_request(
@@ -201,6 +218,30 @@ fn take_request(
             head
         }
     }
+}
+
+/// Refused requests stand in the access log too, as far as their first line can be read.
+fn log_refusal(head: &[u8], peer: SocketAddr, refused: &Rejection) {
+    if !access::is_on() {
+        return;
+    }
+    let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
+    let line = String::from_utf8_lossy(line);
+    let mut words = line.split(' ');
+    access::write(&Record {
+        method: words.next().unwrap_or("-"),
+        target: words.next().unwrap_or("-"),
+        status: refused.kind.status().as_u16(),
+        bytes: refused.body().len() as u64,
+        connect: None,
+        first_byte: None,
+        total: Duration::ZERO,
+        backend: "-",
+        client: peer.ip(),
+        request_id: "-",
+        retries: 0,
+        reason: refused.kind.name(),
+    });
 }
 
 async fn refuse(mut stream: Stream, response: &[u8]) {

@@ -14,7 +14,9 @@ use tokio::time::timeout;
 
 use super::admit::Handshake;
 use super::envelope::{DROPPED, Envelope};
-use super::{refuse, send_and_linger};
+use super::signs::Signs;
+use super::{keep_alive, refuse, send_and_linger};
+use crate::access::{self, Record};
 use crate::affinity::SocketGuard;
 use crate::backend::{Backend, BackendId, Standing};
 use crate::comfy::routes::query_value;
@@ -147,6 +149,7 @@ async fn connect(backend: &Backend) -> io::Result<Box<dyn Io>> {
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     tcp.set_nodelay(true)?;
+    keep_alive(&tcp);
     if backend.spec.endpoint.tls {
         let tls =
             timeout(upstream::CONNECT_TIMEOUT, upstream::tls(&backend.spec.endpoint.host, tcp))
@@ -214,12 +217,24 @@ async fn answer_and_relay(
     let _open = OpenSocket::new(gateway, &backend, envelope);
     let prefix = Prefix { backend: behind.freeze(), ..Prefix::default() };
     let stop = stop_reason(backend.live.watch(), gateway.stopping_hard());
+    let upstream = Signs::new(upstream, Arc::clone(&backend.live));
     let end = relay(stream, upstream, prefix, stop, RelayOptions::default()).await;
-    log::debug!(
-        target: TARGET,
-        "WS of {} to {}: {} (frames: {} up, {} down)",
-        envelope.address, backend.name(), end.cause, end.up.frames, end.down.frames
-    );
+    if access::is_on() {
+        access::write(&Record {
+            method: "GET",
+            target: &handshake.target,
+            status: 101,
+            bytes: end.down.bytes,
+            connect: None,
+            first_byte: None,
+            total: envelope.started.elapsed(),
+            backend: backend.name(),
+            client: envelope.address,
+            request_id: &envelope.request_id,
+            retries: 0,
+            reason: end.cause.label(),
+        });
+    }
 }
 
 fn response_head(

@@ -86,18 +86,17 @@ impl Prober {
         view.backends.iter().all(|b| b.live.standing().health != Health::Unknown)
     }
 
+    fn thresholds(&self) -> Thresholds {
+        let options = self.options.load();
+        Thresholds { unhealthy: options.unhealthy_threshold, healthy: options.healthy_threshold }
+    }
+
     async fn poll_for_ever(self: Arc<Self>, id: BackendId) {
-        let thresholds = {
-            let options = self.options.load();
-            Thresholds {
-                unhealthy: options.unhealthy_threshold,
-                healthy: options.healthy_threshold,
-            }
-        };
-        let mut judge = Judge::new(thresholds);
+        let mut judge = Judge::new(self.thresholds());
         let mut stall = Stall::default();
         loop {
             let Some(backend) = self.fleet.view().get(id).cloned() else { return };
+            judge.set_thresholds(self.thresholds());
             let started = Instant::now();
             resolve(&backend).await;
             let outcome = poll::outcome(self.check.check(&poll::target(id)).await);
@@ -112,11 +111,7 @@ impl Prober {
         let live = &backend.live;
         // Another address means another server: the judge starts over with it.
         if live.standing().health == Health::Unknown && judge.health() != Health::Unknown {
-            let options = self.options.load();
-            *judge = Judge::new(Thresholds {
-                unhealthy: options.unhealthy_threshold,
-                healthy: options.healthy_threshold,
-            });
+            *judge = Judge::new(self.thresholds());
         }
         let error = match &outcome {
             Outcome::Good => None,
