@@ -135,6 +135,8 @@ pub struct Live {
     pub depth: Arc<Depth>,
     /// Requests handed to it.
     pub calls: AtomicU64,
+    /// Probes that ended.
+    pub checks: AtomicU64,
     /// Requests that failed on it.
     pub failures: AtomicU64,
     /// Client WebSockets open through it.
@@ -173,6 +175,7 @@ impl Live {
         Self {
             depth: Arc::default(),
             calls: AtomicU64::new(0),
+            checks: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             sockets: AtomicU32::new(0),
             poke: Notify::new(),

@@ -17,6 +17,7 @@ use crate::config;
 use crate::health::Health;
 use crate::pace::Learnt;
 use crate::ring::Ring;
+use crate::roster::Member;
 
 /// The backends at one moment.
 #[derive(Debug)]
@@ -99,15 +100,14 @@ impl Fleet {
     }
 
     /// Puts another list of backends in place. `learnt` gives what an earlier process learnt.
-    pub fn apply(&self, specs: Vec<config::Backend>, learnt: impl Fn(&str) -> Learnt) -> Applied {
+    pub fn apply(&self, members: Vec<Member>, learnt: impl Fn(&str) -> Learnt) -> Applied {
         let mut names = self.names.lock();
         let old = self.view.load_full();
         let mut applied = Applied::default();
-        let backends: Vec<Arc<Backend>> = specs
+        let backends: Vec<Arc<Backend>> = members
             .into_iter()
-            .map(|spec| {
+            .map(|Member { spec, wanted }| {
                 let id = next_id(&mut names, &spec.name);
-                let wanted = if spec.enabled { Wanted::Enabled } else { Wanted::Disabled };
                 if let Some(known) = old.get(id) {
                     renew(known, spec, wanted)
                 } else {
@@ -158,11 +158,8 @@ fn next_id(names: &mut HashMap<String, BackendId>, name: &str) -> BackendId {
 /// its next probe.
 fn renew(known: &Arc<Backend>, spec: config::Backend, wanted: Wanted) -> Arc<Backend> {
     let moved = known.spec.endpoint != spec.endpoint;
-    let switched = known.spec.enabled != spec.enabled;
     known.live.alter(|standing| {
-        if switched {
-            standing.wanted = wanted;
-        }
+        standing.wanted = wanted;
         if moved {
             standing.health = Health::Unknown;
         }
@@ -179,8 +176,8 @@ mod tests {
     use super::*;
     use crate::config::Endpoint;
 
-    fn spec(name: &str, port: u16) -> config::Backend {
-        config::Backend {
+    fn spec(name: &str, port: u16) -> Member {
+        let spec = config::Backend {
             name: name.into(),
             endpoint: Endpoint { tls: false, host: "127.0.0.1".into(), port, base: String::new() },
             weight: 1,
@@ -190,7 +187,8 @@ mod tests {
             headers: Vec::new(),
             labels: Vec::new(),
             task_types: Vec::new(),
-        }
+        };
+        Member { spec, wanted: Wanted::Enabled }
     }
 
     #[test]

@@ -241,6 +241,11 @@ impl Gateway {
         }
     }
 
+    /// Whether a client of a draining backend may be given another one.
+    pub fn may_leave(&self, _client: crate::identity::ClientKey) -> bool {
+        true
+    }
+
     /// Believes other peers from now on.
     pub fn trust(&self, proxies: &[ipnet::IpNet]) {
         self.trusted.store(Arc::new(TrustedProxies::new(proxies)));

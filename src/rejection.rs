@@ -36,6 +36,8 @@ pub enum Kind {
     UpstreamFailed,
     /// There is no backend to ask.
     NoBackend,
+    /// What must be kept cannot be written.
+    StorageUnavailable,
     /// The backend was too slow.
     UpstreamTimeout,
 }
@@ -68,6 +70,7 @@ impl Kind {
             }
             Self::UpstreamFailed => ("upstream_failed", StatusCode::BAD_GATEWAY),
             Self::NoBackend => ("no_backend", StatusCode::SERVICE_UNAVAILABLE),
+            Self::StorageUnavailable => ("storage_unavailable", StatusCode::SERVICE_UNAVAILABLE),
             Self::UpstreamTimeout => ("upstream_timeout", StatusCode::GATEWAY_TIMEOUT),
         }
     }

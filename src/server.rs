@@ -24,6 +24,7 @@ use crate::fleet::Fleet;
 use crate::gateway::Gateway;
 use crate::identity::session::SigningKey;
 use crate::logging::TARGET;
+use crate::operator::Operator;
 use crate::probe::Prober;
 use crate::proxy::Proxy;
 use crate::state::{State, load_or_make_cookie_key};
@@ -80,17 +81,18 @@ impl Server {
         let fleet = Arc::new(Fleet::new());
         let prober = Prober::new(Arc::clone(&fleet), config.health_check.clone())?;
         let learnt = keeper::learnt(self.state.as_deref());
-        let added = fleet.apply(config.backends.clone(), &learnt).added;
         let gateway =
             Arc::new(Gateway::new(config.clone(), Arc::clone(&fleet), prober, self.signing_key));
+        let operator = Operator::start(Arc::clone(&gateway), self.state.clone(), learnt).await;
         if let Some(state) = &self.state {
             keeper::restore(&gateway, state);
         }
-        added.iter().for_each(|backend| gateway.prober.start(backend));
+        tokio::spawn(Arc::clone(&operator).tend());
 
         let admin_listener = listen(self.admin)?;
         let admin_address = admin_listener.local_addr()?;
-        let service = admin::router(&gateway).into_make_service_with_connect_info::<SocketAddr>();
+        let service =
+            admin::router(&gateway, &operator).into_make_service_with_connect_info::<SocketAddr>();
         tokio::spawn(async move { axum::serve(admin_listener, service).await });
 
         gateway.prober.first_round(FIRST_LOOK.min(config.health_check.timeout)).await;
@@ -100,7 +102,7 @@ impl Server {
             Arc::clone(&gateway),
             Arc::new(http_proxy(&server_conf(&config), Proxy::new(Arc::clone(&gateway)))),
             self.acceptor,
-            admin::data_port_router(&gateway),
+            admin::data_port_router(&gateway, &operator),
             tasks.clone(),
         );
         let listener = listen(self.data)?;
@@ -111,7 +113,7 @@ impl Server {
         let keeper = tokio::spawn(keeper::keep(Arc::clone(&gateway), self.state, async {
             let _ = stop.await;
         }));
-        wait_for_signals(&gateway, &self.sources, &learnt).await?;
+        wait_for_signals(&gateway, &self.sources, &operator).await?;
         drain(&gateway, &tasks).await;
         drop(stopped);
         let _ = keeper.await;
@@ -169,7 +171,7 @@ fn announce(loaded: &Loaded) {
 async fn wait_for_signals(
     gateway: &Arc<Gateway>,
     sources: &Sources,
-    learnt: &impl Fn(&str) -> crate::pace::Learnt,
+    operator: &Operator,
 ) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -178,17 +180,13 @@ async fn wait_for_signals(
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => reload(gateway, sources, learnt),
+            _ = hangup.recv() => reload(gateway, sources, operator).await,
         }
     }
 }
 
 /// Reads the configuration again; an invalid one is refused and the running one stays.
-fn reload(
-    gateway: &Arc<Gateway>,
-    sources: &Sources,
-    learnt: &impl Fn(&str) -> crate::pace::Learnt,
-) {
+async fn reload(gateway: &Arc<Gateway>, sources: &Sources, operator: &Operator) {
     let loaded = match config::load(sources) {
         Ok(loaded) => loaded,
         Err(problems) => {
@@ -200,22 +198,13 @@ fn reload(
         warn!(target: TARGET, "{key} has changed and takes effect with the next start");
     }
     announce(&loaded);
-    apply(gateway, loaded.config, learnt);
-    info!(target: TARGET, "configuration reloaded");
-}
-
-fn apply(gateway: &Arc<Gateway>, config: Config, learnt: &impl Fn(&str) -> crate::pace::Learnt) {
+    let config = loaded.config;
     gateway.affinity.set_limits(config.session.ttl, config.session.max_clients);
     gateway.prober.set_options(config.health_check.clone());
     gateway.trust(&config.server.trusted_proxies);
     logging::set_verbose(config.server.debug);
-    let applied = gateway.fleet.apply(config.backends.clone(), learnt);
-    gateway.config.store(Arc::new(config));
-    applied.added.iter().for_each(|backend| gateway.prober.start(backend));
-    for name in &applied.removed {
-        let id = gateway.fleet.id_of(name);
-        gateway.affinity.remove_backend(id.0, gateway.clock.now());
-    }
+    operator.reload(config).await;
+    info!(target: TARGET, "configuration reloaded");
 }
 
 /// Takes no more clients, lets requests and sockets end within `shutdown_timeout`, and returns as

@@ -5,19 +5,22 @@
 //! | `GET /healthz` | 200: the process lives |
 //! | `GET /readyz` | 200: the first check is done and a backend is healthy; else 503 |
 //! | `GET /lb/stats` | totals |
-//! | `GET /lb/backends` | every backend |
-//! | `GET /lb/backends/{name}` | one backend |
 //! | `GET /lb/log`, `POST /lb/log {"verbose": true}` | verbose logging |
 //!
-//! With `admin.token` everything but the first two wants `Authorization: Bearer`. The data port
-//! serves `/lb/*` too, and never without a token.
+//! and the endpoints of [`backends`]. With `admin.token` everything but the first two wants
+//! `Authorization: Bearer`. The data port serves `/lb/*` too, and never without a token.
 
+pub mod backends;
 pub mod views;
 
 use std::sync::Arc;
 
+use std::convert::Infallible;
+use std::net::SocketAddr;
+
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Path, Request, State};
+use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
+use axum::http::request::Parts;
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -28,37 +31,72 @@ use subtle::ConstantTimeEq;
 
 use crate::gateway::Gateway;
 use crate::logging;
+use crate::operator::{Actor, Operator};
 use crate::rejection::{Kind, Rejection};
-use views::{BackendView, Backends, Stats};
+use views::Stats;
+
+/// What the endpoints work on.
+pub struct Admin {
+    gateway: Arc<Gateway>,
+    operator: Arc<Operator>,
+}
 
 /// The admin port's router.
-pub fn router(gateway: &Arc<Gateway>) -> Router {
-    let guarded = endpoints(gateway)
-        .layer(middleware::from_fn_with_state((Arc::clone(gateway), Port::Admin), authorise));
+pub fn router(gateway: &Arc<Gateway>, operator: &Arc<Operator>) -> Router {
+    let admin = Arc::new(Admin { gateway: Arc::clone(gateway), operator: Arc::clone(operator) });
+    let guard = middleware::from_fn_with_state((Arc::clone(&admin), Port::Admin), authorise);
+    let guarded = endpoints().fallback(not_found).layer(guard);
     Router::new()
         .route("/healthz", get(|| async { Json(Health { status: "ok" }) }))
         .route("/readyz", get(readyz))
-        .with_state(Arc::clone(gateway))
         .merge(guarded)
-        .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
+        .with_state(admin)
 }
 
 /// The data port's router.
-pub fn data_port_router(gateway: &Arc<Gateway>) -> Router {
-    endpoints(gateway)
+pub fn data_port_router(gateway: &Arc<Gateway>, operator: &Arc<Operator>) -> Router {
+    let admin = Arc::new(Admin { gateway: Arc::clone(gateway), operator: Arc::clone(operator) });
+    let guard = middleware::from_fn_with_state((Arc::clone(&admin), Port::Data), authorise);
+    endpoints()
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn_with_state((Arc::clone(gateway), Port::Data), authorise))
+        .layer(guard)
+        .with_state(admin)
 }
 
-fn endpoints(gateway: &Arc<Gateway>) -> Router {
+fn endpoints() -> Router<Arc<Admin>> {
     Router::new()
         .route("/lb/stats", get(stats))
-        .route("/lb/backends", get(backends))
-        .route("/lb/backends/{name}", get(backend))
         .route("/lb/log", get(log_state).post(set_log))
-        .with_state(Arc::clone(gateway))
+        .merge(backends::routes())
+}
+
+/// Who calls an endpoint.
+pub(crate) struct Caller {
+    address: Option<SocketAddr>,
+    with_token: bool,
+}
+
+impl Caller {
+    /// The caller as the audit log names it.
+    fn actor(&self) -> Actor {
+        Actor {
+            who: if self.with_token { "token" } else { "no token" },
+            from: self.address.map_or_else(|| "unknown".to_owned(), |a| a.ip().to_string()),
+        }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self {
+            address: parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0),
+            with_token: parts.headers.contains_key(header::AUTHORIZATION),
+        })
+    }
 }
 
 #[derive(Serialize)]
@@ -74,11 +112,11 @@ enum Port {
 }
 
 async fn authorise(
-    State((gateway, port)): State<(Arc<Gateway>, Port)>,
+    State((admin, port)): State<(Arc<Admin>, Port)>,
     request: Request,
     next: Next,
 ) -> Response {
-    let config = gateway.config.load_full();
+    let config = admin.gateway.config.load_full();
     let Some(token) = &config.admin.token else {
         return match port {
             Port::Admin => next.run(request).await,
@@ -98,7 +136,8 @@ async fn authorise(
     }
 }
 
-async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {
+async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
+    let gateway = &admin.gateway;
     let view = gateway.fleet.view();
     let healthy = view.backends.iter().any(|b| b.live.standing().is_healthy());
     if !gateway.prober.all_known() {
@@ -114,24 +153,8 @@ async fn readyz(State(gateway): State<Arc<Gateway>>) -> Response {
     Json(Health { status: "ready" }).into_response()
 }
 
-async fn stats(State(gateway): State<Arc<Gateway>>) -> Json<Stats> {
-    Json(Stats::of(&gateway))
-}
-
-async fn backends(State(gateway): State<Arc<Gateway>>) -> Json<Backends> {
-    Json(Backends::of(&gateway))
-}
-
-async fn backend(
-    State(gateway): State<Arc<Gateway>>,
-    Path(name): Path<String>,
-) -> Result<Json<BackendView>, Rejection> {
-    let view = gateway.fleet.view();
-    let backend = view.named(&name).ok_or_else(|| {
-        Rejection::new(Kind::NotFound, "there is no backend of this name")
-            .cure("GET /lb/backends lists them")
-    })?;
-    Ok(Json(BackendView::of(&gateway, backend)))
+async fn stats(State(admin): State<Arc<Admin>>) -> Json<Stats> {
+    Json(Stats::of(&admin.gateway))
 }
 
 #[derive(Serialize, Deserialize)]
@@ -147,9 +170,7 @@ async fn log_state() -> Json<LogState> {
 async fn set_log(
     wanted: Result<Json<LogState>, JsonRejection>,
 ) -> Result<Json<LogState>, Rejection> {
-    let Json(wanted) = wanted.map_err(|error| {
-        Rejection::new(Kind::InvalidValue, error.body_text()).cure(r#"send {"verbose": true}"#)
-    })?;
+    let Json(wanted) = wanted.map_err(backends::bad_json)?;
     logging::set_verbose(wanted.verbose);
     Ok(log_state().await)
 }

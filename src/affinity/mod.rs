@@ -200,6 +200,22 @@ impl AffinityMap {
         removed
     }
 
+    /// Forgets the clients of a draining backend that have no open socket and that `idle` lets go;
+    /// returns how many. Walks the whole map, one shard at a time; `idle` runs under a shard's lock.
+    pub fn release(
+        &self,
+        backend: BackendId,
+        now: Seconds,
+        idle: impl Fn(ClientKey) -> bool,
+    ) -> usize {
+        let mut removed = 0;
+        for home in 0..self.shards.len() {
+            let (mut shard, around) = self.enter(home, now);
+            removed += self.counted(&mut shard, |shard| shard.release(backend, &around, &idle));
+        }
+        removed
+    }
+
     /// Removes expired clients, at most `budget` of them; returns how many. Also keeps time for
     /// sockets that close: call it every second.
     pub fn sweep(&self, now: Seconds, budget: usize) -> usize {

@@ -275,6 +275,24 @@ impl Shard {
         gone.len()
     }
 
+    /// Removes a backend's clients that have no open socket and that `idle` lets go.
+    pub(super) fn release(
+        &mut self,
+        backend: BackendId,
+        around: &Around<'_>,
+        idle: impl Fn(ClientKey) -> bool,
+    ) -> usize {
+        let mine = self.table.iter().filter(|entry| entry.backend == backend);
+        let gone: Vec<Keyed> = mine
+            .filter(|entry| self.slab.node(entry.node).sockets == 0 && idle(entry.key))
+            .map(|entry| keyed(entry.key, around.hasher))
+            .collect();
+        for id in &gone {
+            self.remove(*id, around);
+        }
+        gone.len()
+    }
+
     /// Takes up to `limit` changes (all of the shard's clients after an overflow).
     pub(super) fn drain_dirty(
         &mut self,

@@ -156,6 +156,11 @@ impl Strategy {
     pub fn name(self) -> &'static str {
         Self::NAMES.iter().find(|(_, strategy)| *strategy == self).map_or("", |(name, _)| name)
     }
+
+    /// The strategy of a name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, strategy)| *strategy)
+    }
 }
 
 /// `session`: how long and by what a client keeps its backend.

@@ -79,6 +79,24 @@ pub fn parse(text: &str) -> Result<Config, Problems> {
     Ok(loaded.config)
 }
 
+/// Reads one backend from the words of an API call: an item of `backends`, with a name.
+pub fn backend_of(words: &serde_json::Value) -> Result<super::Backend, Problems> {
+    let problem = |key: &str, cure: &str| {
+        let (key, value, cure) = (key.to_owned(), String::new(), cure.to_owned());
+        Problem { key, value, source: None, line: None, cure }
+    };
+    if !words.is_object() {
+        return Err(problem("body", "send an object, such as {\"name\", \"url\"}").into());
+    }
+    if words.get("name").is_none() {
+        return Err(problem("name", "give one: 1 to 64 of A-Z a-z 0-9 . _ -").into());
+    }
+    // JSON is YAML.
+    let config = parse(&serde_json::json!({ "backends": [words] }).to_string())
+        .map_err(|problems| problems.below("backends[0]."))?;
+    config.backends.into_iter().next().ok_or_else(|| problem("body", "send a backend").into())
+}
+
 /// Reads and parses a file in which `refuse` finds nothing wrong.
 fn read_tree(
     path: &Path,

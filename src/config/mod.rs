@@ -35,7 +35,7 @@ pub use checked::{
 pub use command::{CheckArgs, check_file, run_check};
 pub use endpoint::Endpoint;
 pub use keys::known_keys;
-pub use load::{Flags, Loaded, Sources, load, parse, process_env};
+pub use load::{Flags, Loaded, Sources, backend_of, load, parse, process_env};
 pub use problem::{Problem, Problems};
 pub use quantity::{parse_duration, parse_size, show_duration, show_size};
 pub use restart::differences_needing_restart;

@@ -57,6 +57,17 @@ impl Problems {
         self
     }
 
+    /// The same for a reader who knows nothing of the keys above, nor of lines.
+    pub(super) fn below(mut self, prefix: &str) -> Self {
+        for problem in &mut self.listed {
+            problem.line = None;
+            if let Some(key) = problem.key.strip_prefix(prefix) {
+                problem.key = key.to_owned();
+            }
+        }
+        self
+    }
+
     /// Adds a problem; `make` runs only while there is room, since finding a line takes a parse.
     pub(super) fn add(&mut self, make: impl FnOnce() -> Problem) {
         if self.listed.len() < LISTED {

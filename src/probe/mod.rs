@@ -8,6 +8,7 @@ pub mod poll;
 pub mod push;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -80,6 +81,29 @@ impl Prober {
         let _ = tokio::time::timeout(limit, done).await;
     }
 
+    /// Looks at every backend now, and waits for it, at most a timeout and a second.
+    pub async fn check_all(&self) {
+        let view = self.fleet.view().clone();
+        // A probe that is under way began before this was asked for: the one after it counts.
+        let before: Vec<u64> = view.backends.iter().map(|b| b.live.checks.load(Relaxed)).collect();
+        for backend in &view.backends {
+            backend.live.poke.notify_one();
+        }
+        let mut rounds = self.rounds.subscribe();
+        let limit = self.options.load().timeout + Duration::from_secs(1);
+        let done = async {
+            let unseen = |(backend, before): (&Arc<Backend>, &u64)| {
+                backend.live.checks.load(Relaxed) <= *before && !backend.live.standing().removed
+            };
+            while view.backends.iter().zip(&before).any(unseen) {
+                if rounds.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(limit, done).await;
+    }
+
     /// Whether every backend has been looked at.
     pub fn all_known(&self) -> bool {
         let view = self.fleet.view();
@@ -101,6 +125,7 @@ impl Prober {
             resolve(&backend).await;
             let outcome = poll::outcome(self.check.check(&poll::target(id)).await);
             self.took(&backend, &mut judge, &mut stall, outcome);
+            backend.live.checks.fetch_add(1, Relaxed);
             self.rounds.send_modify(|rounds| *rounds += 1);
             self.pause(&backend, &judge, started).await;
         }
