@@ -261,6 +261,7 @@ fn chosen_strategy(roster: &Roster) -> Option<Strategy> {
     roster.changes().strategy.as_deref().and_then(Strategy::named)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "an argument of map_err")]
 fn refused(refusal: Refusal) -> Rejection {
     let kind = match refusal {
         Refusal::Unknown(_) => Kind::NotFound,

@@ -51,6 +51,7 @@ pub struct Journey {
 
 impl Journey {
     /// Takes a refusal that is to be answered in place of the backend.
+    #[expect(clippy::unnecessary_box_returns, reason = "as Pingora's errors come")]
     fn refuse(&mut self, refused: Rejection) -> Box<Error> {
         let status = refused.kind.status().as_u16();
         self.refused = Some(refused);
@@ -305,6 +306,7 @@ impl ProxyHttp for Proxy {
 
 impl Proxy {
     /// Decides whether a failed request goes to another backend.
+    #[expect(clippy::unnecessary_box_returns, reason = "as Pingora's errors come")]
     fn failed(
         &self,
         session: &Session,

@@ -145,7 +145,7 @@ impl Rejection {
         let reason = status.canonical_reason().unwrap_or("Error");
         let mut response = format!("HTTP/1.1 {} {reason}\r\n", status.as_u16());
         for (name, value) in self.headers() {
-            response.push_str(&format!("{name}: {value}\r\n"));
+            response += &format!("{name}: {value}\r\n");
         }
         response.push_str("connection: close\r\n\r\n");
         let mut response = response.into_bytes();

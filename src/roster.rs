@@ -120,7 +120,7 @@ impl Roster {
                     )),
                 },
                 Err(problems) => {
-                    notes.push(format!("a backend added by hand is left out: {problems}"))
+                    notes.push(format!("a backend added by hand is left out: {problems}"));
                 }
             }
         }

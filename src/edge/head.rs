@@ -269,7 +269,7 @@ fn origin_form<'b>(
     let Some(rest) = rest else { return Err(bad("the target is neither a path nor a URL")) };
     let path = rest.find('/').ok_or_else(|| bad("the target's URL has no path"))?;
     let host = values(headers, "host").next().unwrap_or_default();
-    if !rest[..path].as_bytes().eq_ignore_ascii_case(host) {
+    if !rest.as_bytes()[..path].eq_ignore_ascii_case(host) {
         return Err(bad("the target names another host than Host"));
     }
     Ok(&rest[path..])

@@ -2,6 +2,9 @@
 //!
 //! Exit codes: 0 fine, 1 failed at run time, 2 wrong usage or configuration.
 
+mod remote;
+mod status;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -34,8 +37,20 @@ enum Command {
     Conformance(conformance::Args),
     /// Run a simulated farm of three and a gateway in front of it
     Demo(demo::Args),
+    /// Print a table of a gateway's backends and its queue
+    Status(status::StatusArgs),
+    /// Add a backend to a running gateway
+    Add(remote::AddArgs),
+    /// Remove backends from a running gateway
+    Remove(remote::RemoveArgs),
+    /// Put backends in service
+    Enable(remote::NamesArgs),
+    /// Take backends out of service at once
+    Disable(remote::NamesArgs),
+    /// Give backends no new clients
+    Drain(remote::NamesArgs),
     /// Exit 0 when a gateway is ready
-    Healthcheck(HealthcheckArgs),
+    Healthcheck(remote::Target),
 }
 
 /// Options of `run`.
@@ -46,14 +61,6 @@ struct RunArgs {
     config: Option<PathBuf>,
     #[command(flatten)]
     flags: Flags,
-}
-
-/// Options of `healthcheck`.
-#[derive(Debug, clap::Args)]
-struct HealthcheckArgs {
-    /// Address of the admin plane
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8101")]
-    admin: String,
 }
 
 /// How a command ended, as the process's exit code.
@@ -82,7 +89,13 @@ pub fn main() -> ExitCode {
         Command::Sim(args) => sim::run(args),
         Command::Conformance(args) => conformance::run(args),
         Command::Demo(args) => demo::run(&args),
-        Command::Healthcheck(args) => healthcheck(&args),
+        Command::Status(args) => ask(status::status(&args)),
+        Command::Add(args) => ask(remote::add(&args)),
+        Command::Remove(args) => ask(remote::remove(&args)),
+        Command::Enable(args) => ask(remote::want(remote::Verb::Enable, &args)),
+        Command::Disable(args) => ask(remote::want(remote::Verb::Disable, &args)),
+        Command::Drain(args) => ask(remote::want(remote::Verb::Drain, &args)),
+        Command::Healthcheck(target) => ask(remote::healthcheck(&target)),
     }
     .into()
 }
@@ -117,24 +130,12 @@ fn run(args: RunArgs) -> Exit {
     })
 }
 
-fn healthcheck(args: &HealthcheckArgs) -> Exit {
+/// Runs a command that talks to a running gateway.
+fn ask(command: impl Future<Output = Result<(), remote::Failure>>) -> Exit {
     with_runtime(1, async {
-        let url = format!("{}/readyz", args.admin.trim_end_matches('/'));
-        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build();
-        let answer = match client {
-            Ok(client) => client.get(&url).send().await,
-            Err(error) => Err(error),
-        };
-        match answer {
-            Ok(answer) if answer.status().is_success() => Exit::Ok,
-            Ok(answer) => {
-                eprintln!("{url}: not ready ({})", answer.status());
-                Exit::Failed
-            }
-            Err(error) => {
-                eprintln!("{url}: {error}; is the gateway running, and --admin its address?");
-                Exit::Failed
-            }
+        match command.await {
+            Ok(()) => Exit::Ok,
+            Err(failure) => failure.print(),
         }
     })
 }
