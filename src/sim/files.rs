@@ -2,12 +2,12 @@
 //! goes when the server goes. Output files are bounded: the oldest make room.
 
 use std::collections::{HashMap, VecDeque};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 
 /// File name prefixes whose counters are remembered; beyond that they are read off the folder.
 const MAX_PREFIXES: usize = 1000;
@@ -134,7 +134,7 @@ impl Files {
     /// A file of this size without content, for downloads: sparse, so that it takes no disk.
     pub(super) fn sparse(&self, name: &str, size: u64) -> io::Result<()> {
         let path = self.annotated(name, "output").ok_or(io::ErrorKind::InvalidInput)?;
-        std::fs::File::create(path)?.set_len(size)
+        File::create(path)?.set_len(size)
     }
 
     /// Decides under which name an upload is kept, with the renaming rules: the same name with
@@ -152,7 +152,7 @@ impl Files {
         let (stem, suffix) = split_suffix(&upload.name);
         let mut tries = 1;
         while !upload.overwrite && path.exists() {
-            if digest(&path)? == upload.digest {
+            if same_content(&path, &upload.spooled)? {
                 return Ok(name);
             }
             if tries > MAX_RENAMES {
@@ -176,8 +176,8 @@ pub(super) struct Upload {
     pub(super) path: PathBuf,
     /// The folder of renamed copies.
     pub(super) directory: PathBuf,
-    /// SHA-256 of the content.
-    pub(super) digest: Vec<u8>,
+    /// Where its content is so far.
+    pub(super) spooled: PathBuf,
     /// Whether a file of that name is replaced.
     pub(super) overwrite: bool,
 }
@@ -238,16 +238,24 @@ fn split_suffix(name: &str) -> (&str, &str) {
     }
 }
 
-fn digest(path: &Path) -> io::Result<Vec<u8>> {
-    let mut file = std::fs::File::open(path)?;
-    let mut digest = Sha256::new();
-    let mut chunk = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut chunk)? {
-            0 => return Ok(digest.finalize().to_vec()),
-            read => digest.update(&chunk[..read]),
-        }
+/// Whether two files have the same bytes; a length tells most of them apart unread.
+fn same_content(one: &Path, other: &Path) -> io::Result<bool> {
+    let (mut one, mut other) = (File::open(one)?, File::open(other)?);
+    let mut left = one.metadata()?.len();
+    if left != other.metadata()?.len() {
+        return Ok(false);
     }
+    let (mut chunk, mut other_chunk) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+    while left > 0 {
+        let size = usize::try_from(left).unwrap_or(usize::MAX).min(chunk.len());
+        one.read_exact(&mut chunk[..size])?;
+        other.read_exact(&mut other_chunk[..size])?;
+        if chunk[..size] != other_chunk[..size] {
+            return Ok(false);
+        }
+        left -= size as u64;
+    }
+    Ok(true)
 }
 
 #[cfg(test)]

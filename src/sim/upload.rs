@@ -10,7 +10,6 @@ use axum::extract::{Multipart, State};
 use http::{HeaderMap, StatusCode, header};
 use image::DynamicImage;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
 use super::Core;
@@ -27,7 +26,6 @@ const MAX_FIELDS: usize = 64;
 struct Sent {
     path: PathBuf,
     name: String,
-    digest: Vec<u8>,
 }
 
 impl Drop for Sent {
@@ -105,23 +103,20 @@ fn too_large(limit: u64, actual: u64) -> Refusal {
     Refusal::Text(StatusCode::PAYLOAD_TOO_LARGE, line)
 }
 
-/// Writes a file field to disk, hashing as it goes.
+/// Writes a file field to disk.
 async fn spool(core: &Core, mut field: Field<'_>, left: &mut u64) -> Result<Sent, Refusal> {
     let name = field.file_name().unwrap_or_default().to_owned();
     let path = core.files.folder("partial").join(uuid::Uuid::new_v4().to_string());
-    let mut sent = Sent { path, name, digest: Vec::new() };
+    let sent = Sent { path, name };
     let mut file = tokio::io::BufWriter::new(tokio::fs::File::create(&sent.path).await?);
-    let mut digest = Sha256::new();
     while let Some(chunk) = field.chunk().await.map_err(|_| Refusal::Crash)? {
         let limit = core.config.max_upload_size;
         *left = left
             .checked_sub(chunk.len() as u64)
             .ok_or_else(|| too_large(limit, limit.saturating_add(1)))?;
-        digest.update(&chunk);
         file.write_all(&chunk).await?;
     }
     file.flush().await?;
-    sent.digest = digest.finalize().to_vec();
     Ok(sent)
 }
 
@@ -140,7 +135,7 @@ async fn keep(core: Arc<Core>, mut form: Form, original: Option<Value>) -> Answe
         name: sent.name.clone(),
         path,
         directory,
-        digest: sent.digest.clone(),
+        spooled: sent.path.clone(),
         overwrite: matches!(form.text("overwrite"), Some("true" | "1")),
     };
     let files = core.files.clone();
