@@ -36,7 +36,7 @@ fn preview(bytes: &[u8]) -> Value {
         2 => "image/png",
         _ => "unknown",
     };
-    json!({"binary": 1, "format": format, "image": picture(declared, image)})
+    json!({"binary": 1, "format": format, "image": told(declared, image)})
 }
 
 fn preview_with_metadata(bytes: &[u8]) -> Value {
@@ -44,7 +44,7 @@ fn preview_with_metadata(bytes: &[u8]) -> Value {
         return json!({"binary": 4, "metadata": "unreadable"});
     };
     let declared = metadata.get("image_type").and_then(Value::as_str).unwrap_or("unknown");
-    let picture = picture(declared, image);
+    let picture = told(declared, image);
     json!({"binary": 4, "metadata": metadata, "image": picture})
 }
 
@@ -59,14 +59,14 @@ fn split_u32(bytes: &[u8]) -> Option<(u32, &[u8])> {
     Some((u32::from_be_bytes(*head), rest))
 }
 
-/// What an image really is: `image/jpeg 64x64`, or what is wrong with it.
-pub(super) fn picture(declared: &str, bytes: &[u8]) -> String {
+/// What an image really is, such as `image/jpeg 64x64`; an error says what is wrong with it.
+pub(super) fn picture(declared: &str, bytes: &[u8]) -> Result<String, String> {
     let Ok(format) = image::guess_format(bytes) else {
-        return format!("no image, declared as {declared}");
+        return Err(format!("no image, declared as {declared}"));
     };
     let real = format.to_mime_type();
     if real != declared {
-        return format!("{real}, declared as {declared}");
+        return Err(format!("{real}, declared as {declared}"));
     }
     let mut reader = image::ImageReader::with_format(std::io::Cursor::new(bytes), format);
     let mut limits = image::Limits::default();
@@ -74,9 +74,14 @@ pub(super) fn picture(declared: &str, bytes: &[u8]) -> String {
     limits.max_image_height = Some(MAX_SIDE);
     reader.limits(limits);
     match reader.decode() {
-        Ok(image) => format!("{real} {}x{}", image.width(), image.height()),
-        Err(_) => format!("{real} that does not decode"),
+        Ok(image) => Ok(format!("{real} {}x{}", image.width(), image.height())),
+        Err(_) => Err(format!("{real} that does not decode")),
     }
+}
+
+/// Either way in words.
+fn told(declared: &str, bytes: &[u8]) -> String {
+    picture(declared, bytes).unwrap_or_else(|flaw| flaw)
 }
 
 #[cfg(test)]

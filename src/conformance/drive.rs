@@ -13,18 +13,31 @@ use super::recording::{Frame, Post, RECONNECTED, Scenario, Transcript};
 use super::script::{Action, Seat, is_over};
 use super::target::Target;
 
+/// Between two posts: job listings sort by a creation time that counts milliseconds.
+const TICK: Duration = Duration::from_millis(2);
 /// Silence after which nothing more is expected, once every prompt is in the history.
 const QUIET: Duration = Duration::from_millis(400);
 /// How long to listen on after the last expected frame, for frames that should not come.
 const AFTERMATH: Duration = Duration::from_millis(50);
 
-/// Runs a scenario.
+/// How often a scenario is begun at most.
+const ATTEMPTS: u64 = 3;
+
+/// Runs a scenario. What is recorded to happen while a prompt runs may come too late on a slow
+/// machine or link; then it is no run of the scenario, and it is begun again.
 pub(super) async fn run(target: &Target, recorded: &Scenario) -> anyhow::Result<Transcript> {
-    target.wait_idle().await?;
-    let mut drive = Drive::open(target, recorded).await?;
-    drive.post().await?;
-    drive.act().await?;
-    drive.finish().await
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        target.wait_idle().await?;
+        let mut drive = Drive::open(target, recorded, attempt).await?;
+        drive.post().await?;
+        drive.act().await?;
+        if attempt == ATTEMPTS || !drive.was_late() {
+            return drive.finish().await;
+        }
+        drive.leave().await;
+    }
 }
 
 struct Drive<'a> {
@@ -32,6 +45,7 @@ struct Drive<'a> {
     recorded: &'a Scenario,
     bell: Bell,
     deadline: Instant,
+    attempt: u64,
     listeners: Vec<Listener>,
     posts: Vec<Post>,
     extra: Value,
@@ -42,7 +56,11 @@ struct Drive<'a> {
 
 impl<'a> Drive<'a> {
     /// Opens the sockets and waits until each was greeted.
-    async fn open(target: &'a Target, recorded: &'a Scenario) -> anyhow::Result<Self> {
+    async fn open(
+        target: &'a Target,
+        recorded: &'a Scenario,
+        attempt: u64,
+    ) -> anyhow::Result<Self> {
         let bell = Bell::new();
         let deadline = Instant::now() + target.timeout();
         let mut drive = Self {
@@ -50,6 +68,7 @@ impl<'a> Drive<'a> {
             recorded,
             bell,
             deadline,
+            attempt,
             listeners: Vec::new(),
             posts: Vec::new(),
             extra: Value::Null,
@@ -86,13 +105,16 @@ impl<'a> Drive<'a> {
             if index == 1 {
                 self.wait_begun().await;
             }
+            if index > 0 {
+                tokio::time::sleep(TICK).await;
+            }
             self.post_one(&post.request).await?;
         }
         Ok(())
     }
 
     async fn post_one(&mut self, recorded: &Value) -> anyhow::Result<()> {
-        let mut request = self.target.own_prompt(recorded);
+        let mut request = self.target.own_prompt(recorded, self.attempt);
         if let Some(id) = request.get_mut("prompt_id") {
             *id = uuid::Uuid::new_v4().to_string().into();
         }
@@ -140,6 +162,9 @@ impl<'a> Drive<'a> {
 
     async fn interrupt(&mut self) -> anyhow::Result<()> {
         self.wait_previews(2).await;
+        if self.attempt < ATTEMPTS && self.listeners.iter().any(|l| l.count(Frame::is_end) > 0) {
+            return Ok(());
+        }
         let id = self.posts.first().and_then(prompt_id).context("no prompt to interrupt")?;
         let answer = self.target.post_json("/interrupt", &json!({"prompt_id": id})).await?;
         self.extra = json!({"interrupt": answer.status});
@@ -165,15 +190,31 @@ impl<'a> Drive<'a> {
         }
         self.open_one(&seat.again(count)).await?;
         let listeners = &self.listeners;
-        let heard = || {
-            listeners
-                .iter()
-                .filter(|l| l.label() == RECONNECTED)
-                .all(|l| l.count(|_| true) >= count)
-        };
+        let enough = |l: &Listener| l.count(|_| true) >= count || l.count(tells_idle) > 0;
+        let again = listeners.iter().filter(|l| l.label() == RECONNECTED);
+        let heard = || again.clone().all(enough);
         let patience = self.deadline.min(Instant::now() + self.target.timeout() / 2);
         self.bell.wait(patience, heard).await;
         Ok(())
+    }
+
+    /// Whether the prompt had ended before all that should happen while it runs.
+    fn was_late(&self) -> bool {
+        let heard = |is: fn(&Frame) -> bool| self.listeners.iter().any(|l| l.count(is) > 0);
+        match Action::of(self.recorded) {
+            Action::Wait if self.posts.len() < 2 => false,
+            Action::Wait | Action::ListQueue | Action::DeletePending => heard(Frame::is_end),
+            Action::Interrupt => self.extra.is_null(),
+            Action::Reconnect(_) => {
+                self.listeners.iter().any(|l| l.label() == RECONNECTED && l.count(tells_idle) > 0)
+            }
+        }
+    }
+
+    async fn leave(self) {
+        for listener in self.listeners {
+            listener.close().await;
+        }
     }
 
     /// Waits for the end, fetches the history, closes the sockets.
@@ -256,6 +297,12 @@ const GREETING: Duration = Duration::from_secs(5);
 
 fn heard(listeners: &[Listener]) -> BTreeMap<String, Vec<Frame>> {
     listeners.iter().map(|listener| (listener.label().to_owned(), listener.frames())).collect()
+}
+
+/// A `status` that says that nothing runs and nothing waits.
+fn tells_idle(frame: &Frame) -> bool {
+    let remaining = frame.data().and_then(|d| d.pointer("/status/exec_info/queue_remaining"));
+    remaining.and_then(Value::as_u64) == Some(0)
 }
 
 fn prompt_id(post: &Post) -> Option<String> {

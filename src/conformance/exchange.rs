@@ -115,7 +115,7 @@ fn body(
     let Request { json, data, .. } = &exchange.request;
     if let Some(json) = json {
         let json = serde_json::from_str(&places.apply(&json.to_string()))?;
-        return Ok(request.json(&target.own_prompt(&json)));
+        return Ok(request.json(&target.own_prompt(&json, 0)));
     }
     if let Some(fields) = data {
         let mut form = Form::new();
@@ -163,8 +163,9 @@ pub(super) fn response(target: &Target, answer: &Answer) -> Response {
         text().into()
     } else {
         let head = STANDARD.encode(&answer.body[..answer.body.len().min(HEAD)]);
-        let decoded = super::binary::picture(kind, &answer.body);
-        json!({"base64_head": head, "length": answer.body.len(), "picture": decoded})
+        let image = kind.starts_with("image/");
+        let flaw = image.then(|| super::binary::picture(kind, &answer.body).err()).flatten();
+        json!({"base64_head": head, "length": answer.body.len(), "flaw": flaw})
     };
     Response { status: answer.status, headers, body }
 }

@@ -21,6 +21,8 @@ pub struct Names {
     texts: Vec<(String, String)>,
     seeds: HashMap<u64, String>,
     numbers: HashMap<i64, String>,
+    /// Queue numbers that a post asked for, with their names.
+    asked: Vec<(f64, String)>,
     /// Whether ids and numbers of other prompts are anonymous rather than left to differ.
     lenient: bool,
 }
@@ -35,6 +37,10 @@ impl Names {
             for (index, post) in scenario.posts.iter().enumerate() {
                 names.learn_prompt(&scenario.scenario, index + 1, post);
                 names.learn_seeds(&post.request);
+                let asked = post.request.get("number").and_then(Value::as_f64);
+                names
+                    .asked
+                    .extend(asked.map(|n| (n, format!("<number asked for in {}>", index + 1))));
                 numbers.extend(automatic_number(post));
             }
             scenario.history.values().for_each(|entry| collect_files(entry, &mut files));
@@ -152,13 +158,16 @@ impl Names {
     }
 
     fn number(&self, value: &Value) -> Value {
-        match value.as_i64() {
-            Some(number) => match self.numbers.get(&number) {
+        if let Some(number) = value.as_i64() {
+            return match self.numbers.get(&number) {
                 None if self.lenient => "<number>".into(),
                 found => named(found, value),
-            },
-            None => value.clone(),
+            };
         }
+        // A number asked for comes back as a float, and exactly.
+        let same =
+            |asked: &&(f64, String)| value.as_f64().map(f64::to_bits) == Some(asked.0.to_bits());
+        named(self.asked.iter().find(same).map(|(_, name)| name), value)
     }
 }
 
@@ -266,14 +275,20 @@ mod tests {
     }
 
     #[test]
-    fn numbers_keep_sign_and_order_and_explicit_ones_their_value() {
+    fn numbers_keep_sign_and_order_and_those_asked_for_are_told_apart() {
         let front = &scenarios().unwrap()[8];
         let names = Names::of([front]);
         let replies: Vec<Value> =
             front.posts.iter().map(|p| names.apply(&p.body)["number"].clone()).collect();
         assert_eq!(
             json!(replies),
-            json!(["<number +0>", "<number +1>", "<number -2>", -5.5, "<number +3>"])
+            json!([
+                "<number +0>",
+                "<number +1>",
+                "<number -2>",
+                "<number asked for in 4>",
+                "<number +3>"
+            ])
         );
     }
 

@@ -73,7 +73,7 @@ pub(super) struct Listener {
     label: String,
     log: Arc<Mutex<Log>>,
     leave: Option<oneshot::Sender<()>>,
-    task: JoinHandle<()>,
+    task: Option<JoinHandle<()>>,
 }
 
 impl Listener {
@@ -95,7 +95,7 @@ impl Listener {
         let (leave, told) = oneshot::channel();
         let pen = Pen { log: log.clone(), bell: bell.clone(), target: target.clone() };
         let task = tokio::spawn(listen(socket, pen, told, seat.until));
-        Ok(Self { label: seat.label.clone(), log, leave: Some(leave), task })
+        Ok(Self { label: seat.label.clone(), log, leave: Some(leave), task: Some(task) })
     }
 
     pub(super) fn label(&self) -> &str {
@@ -126,8 +126,9 @@ impl Listener {
 
     /// Waits until the listener has left by itself.
     pub(super) async fn left(&mut self) {
-        if tokio::time::timeout(CLOSE_TIMEOUT, &mut self.task).await.is_err() {
-            self.task.abort();
+        let Some(mut task) = self.task.take() else { return };
+        if tokio::time::timeout(CLOSE_TIMEOUT, &mut task).await.is_err() {
+            task.abort();
         }
     }
 }

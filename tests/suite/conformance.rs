@@ -3,13 +3,18 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use comfygate::conformance::{
-    Expectation, Frame, Names, RECONNECTED, Scenario, Transcript, compare, compare_exchange,
-    exchanges, scenarios,
+    CheckResult, Expectation, Frame, Names, Options, Outcome, RECONNECTED, Scenario, Transcript,
+    check, compare, compare_exchange, exchanges, scenarios,
 };
+use comfygate::sim::{ReplyTap, Sim, SimConfig, Tap, TapFrame};
+use futures_util::StreamExt;
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 #[test]
@@ -179,6 +184,292 @@ fn every_field_of_a_flagged_preview_counts() {
     }
 }
 
+/// A simulated server quick enough for a test, and slow enough that what the scenarios do while a
+/// prompt runs is done in time on a busy machine.
+const SPEED: f64 = 4.0;
+
+fn options(filter: &str) -> Options {
+    Options { filter: Some(filter.to_owned()), timeout: Duration::from_secs(30) }
+}
+
+fn failures(results: &[CheckResult]) -> String {
+    let failed = results.iter().filter(|result| result.is_failed());
+    failed.map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// Twice, since one run must not be in the way of the next.
+#[tokio::test]
+async fn the_simulator_conforms() {
+    let sim = Sim::start(SimConfig { speed: SPEED, ..SimConfig::default() }).await.unwrap();
+    let report = check(&sim.url(), &options("")).await.unwrap();
+    assert!(report.is_ok(), "{}", failures(&report.results));
+    let is_ok = |result: &&CheckResult| matches!(result.outcome, Outcome::Ok);
+    assert!(report.results.iter().filter(is_ok).count() >= 10 + 49, "{}", report.summary());
+    let report = check(&sim.url(), &options("http ")).await.unwrap();
+    assert!(report.is_ok(), "{}", failures(&report.results));
+}
+
+#[tokio::test]
+async fn what_needs_the_test_node_is_skipped_where_it_is_missing() {
+    let bare: ReplyTap = Arc::new(|path, reply| {
+        if path.ends_with("/object_info/PacedImage") {
+            *reply = json!({});
+        }
+    });
+    let config = SimConfig { reply_tap: Some(bare), ..SimConfig::default() };
+    let sim = Sim::start(config).await.unwrap();
+    let report = check(&sim.url(), &options("")).await.unwrap();
+    assert!(report.is_ok(), "{}", failures(&report.results));
+    let skipped = "skipped: ws run_ok: the server has no node PacedImage";
+    assert!(report.results.iter().any(|result| result.to_string() == skipped));
+    let ran = |name: &str| report.results.iter().any(|r| r.to_string() == format!("ok {name}"));
+    assert!(ran("http prompt_missing_image") && !ran("http history_item"));
+}
+
+#[tokio::test]
+async fn an_address_without_a_server_is_named_with_the_cure() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("http://{free}");
+    let error = check(&url, &Options::default()).await.unwrap_err().to_string();
+    assert!(error.contains(&url) && error.contains("--url"), "{error}");
+    assert!(!error.contains('\n'));
+    for wrong in ["127.0.0.1:8188", "https://127.0.0.1:8188"] {
+        let error = check(wrong, &Options::default()).await.unwrap_err().to_string();
+        assert!(error.contains("http://"), "{error}");
+    }
+}
+
+/// One way in which a simulated server breaks the contract.
+#[derive(Debug, Clone, Copy)]
+enum Breach {
+    /// None: the control, which must conform under the same load.
+    None,
+    /// The frame of this number comes after the next one.
+    Swap(usize),
+    /// It goes to somebody else.
+    Misdirect(usize),
+    /// It lacks a field.
+    Drop(usize),
+    /// One of its values has another type.
+    Retype(usize),
+    /// `status` lacks a field.
+    DropInStatus,
+    /// The reply to `POST /prompt` lacks a field.
+    DropInReply,
+    /// A number in a history entry has another type.
+    RetypeInHistory,
+}
+
+const BREACHES: [Breach; 12] = [
+    Breach::None,
+    Breach::Swap(0),
+    Breach::Swap(5),
+    Breach::Misdirect(1),
+    Breach::Misdirect(6),
+    Breach::Drop(0),
+    Breach::Drop(3),
+    Breach::Retype(2),
+    Breach::Retype(4),
+    Breach::DropInStatus,
+    Breach::DropInReply,
+    Breach::RetypeInHistory,
+];
+
+/// Breaks the contract once, for the client A, and remembers that it did.
+struct Breaker {
+    breach: Breach,
+    /// How many frames other than `status` A was sent.
+    sent: usize,
+    held: Option<TapFrame>,
+    other: Option<String>,
+    done: bool,
+    reconnects: bool,
+}
+
+impl Breaker {
+    fn new(scenario: &str, breach: Breach) -> Self {
+        let reconnects = scenario.starts_with("reconnect");
+        Self { breach, sent: 0, held: None, other: None, done: false, reconnects }
+    }
+
+    fn frame(&mut self, sid: &str, mut frame: TapFrame) -> Vec<(String, TapFrame)> {
+        let is = |kind| matches!(&frame, TapFrame::Text(value) if value["type"] == kind);
+        let (is_status, is_flags) = (is("status"), is("feature_flags"));
+        if !sid.ends_with("-A") {
+            self.other = Some(sid.to_owned());
+            return vec![(sid.to_owned(), frame)];
+        }
+        if is_status || is_flags {
+            // A greeting: the scenario is begun again, if its own reconnect is none.
+            let is_greeting = matches!(&frame, TapFrame::Text(v) if v["data"]["sid"].is_string());
+            if is_greeting && !self.reconnects {
+                (self.sent, self.held, self.done) = (0, None, false);
+            }
+            if let (Breach::DropInStatus, true, false, TapFrame::Text(value)) =
+                (self.breach, is_status, self.done, &mut frame)
+            {
+                value["data"].as_object_mut().unwrap().remove("status");
+                self.done = true;
+            }
+            return vec![(sid.to_owned(), frame)];
+        }
+        let number = self.sent;
+        self.sent += 1;
+        let mut to = sid.to_owned();
+        match (self.breach, &mut frame) {
+            (Breach::Swap(at), _) if at == number => {
+                self.held = Some(frame);
+                return Vec::new();
+            }
+            (Breach::Misdirect(at), _) if at == number => {
+                to = self.other.clone().unwrap();
+                self.done = true;
+            }
+            (Breach::Drop(at), TapFrame::Text(value)) if number >= at && !self.done => {
+                let data = value["data"].as_object_mut().unwrap();
+                let last = data.keys().next_back().cloned().unwrap();
+                data.remove(&last);
+                self.done = true;
+            }
+            (Breach::Retype(at), TapFrame::Text(value)) if number >= at && !self.done => {
+                self.done = retype(value.get_mut("data").unwrap());
+            }
+            _ => {}
+        }
+        let mut frames = vec![(to, frame)];
+        if let Some(held) = self.held.take() {
+            frames.push((sid.to_owned(), held));
+            self.done = true;
+        }
+        frames
+    }
+
+    fn reply(&mut self, path: &str, reply: &mut Value) {
+        match self.breach {
+            Breach::DropInReply if reply.get("prompt_id").is_some() => {
+                self.done |= reply.as_object_mut().unwrap().remove("node_errors").is_some();
+            }
+            Breach::RetypeInHistory if path.contains("/history/") => {
+                self.done |= reply.as_object_mut().unwrap().values_mut().any(retype);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The first number inside becomes a text.
+fn retype(value: &mut Value) -> bool {
+    match value {
+        Value::Number(number) => {
+            *value = number.to_string().into();
+            true
+        }
+        Value::Array(items) => items.iter_mut().any(retype),
+        Value::Object(map) => map.values_mut().any(retype),
+        _ => false,
+    }
+}
+
+/// Whether the mutant of the simulator was caught; panics when it did not break anything.
+async fn is_caught(scenario: &str, breach: Breach) -> bool {
+    let breaker = Arc::new(Mutex::new(Breaker::new(scenario, breach)));
+    let (of_frames, of_replies) = (breaker.clone(), breaker.clone());
+    let tap: Tap = Arc::new(move |sid, frame| of_frames.lock().frame(sid, frame));
+    let reply_tap: ReplyTap = Arc::new(move |path, reply| of_replies.lock().reply(path, reply));
+    let config = SimConfig {
+        speed: SPEED,
+        tap: Some(tap),
+        reply_tap: Some(reply_tap),
+        ..SimConfig::default()
+    };
+    let sim = Sim::start(config).await.unwrap();
+    let name = format!("ws {scenario}");
+    let mut report = check(&sim.url(), &options(&name)).await.unwrap();
+    report.results.retain(|result| result.name == name);
+    assert_eq!(report.results.len(), 1);
+    sim.stop().await;
+    if let Breach::None = breach {
+        assert!(report.is_ok(), "the control: {}", failures(&report.results));
+        return true;
+    }
+    assert!(breaker.lock().done, "{scenario}: {breach:?} broke nothing");
+    !report.is_ok()
+}
+
+#[tokio::test]
+async fn every_breach_of_a_running_server_is_caught() {
+    let names = scenarios().unwrap().into_iter().map(|scenario| scenario.scenario);
+    let mutants: Vec<(String, Breach)> =
+        names.flat_map(|name| BREACHES.map(|breach| (name.clone(), breach))).collect();
+    let count = mutants.iter().filter(|(_, breach)| !matches!(breach, Breach::None)).count();
+    let missed: Vec<String> = futures_util::stream::iter(mutants)
+        .map(|(name, breach)| async move {
+            let caught = is_caught(&name, breach).await;
+            (!caught).then(|| format!("{name}: {breach:?}"))
+        })
+        .buffer_unordered(8)
+        .filter_map(|missed| async move { missed })
+        .collect()
+        .await;
+    assert!(missed.is_empty(), "{missed:#?}");
+    println!("{count} breaches of a running server");
+}
+
+/// Every exchange with another status, without its content type, without any one field.
+#[test]
+fn every_mutant_of_an_exchange_is_caught() {
+    let names = Names::default().lenient();
+    let mut ran = 0;
+    for exchange in exchanges().unwrap() {
+        let mut mutants = vec![exchange.response.clone()];
+        mutants[0].status += 1;
+        if exchange.response.headers.contains_key("content-type") {
+            let mut bare = exchange.response.clone();
+            bare.headers.remove("content-type");
+            mutants.push(bare);
+        }
+        let mut places = Vec::new();
+        all_places("", &exchange.response.body, &mut places);
+        for place in places.iter().filter(|place| !place.contains("/extension")) {
+            let keys: Vec<String> = match exchange.response.body.pointer(place).unwrap() {
+                Value::Object(map) => map.keys().cloned().collect(),
+                _ => continue,
+            };
+            // Of a body kept by its head, the length stands for one that is no image.
+            for key in keys.into_iter().filter(|key| key != "length" && key != "base64_head") {
+                let mut less = exchange.response.clone();
+                let map = less.body.pointer_mut(place).unwrap().as_object_mut().unwrap();
+                map.remove(&key);
+                mutants.push(less);
+            }
+        }
+        for mutant in &mutants {
+            let differences = compare_exchange(&exchange, mutant, (&names, &names));
+            assert!(!differences.is_empty(), "{}: not caught: {mutant:?}", exchange.name);
+        }
+        ran += mutants.len();
+    }
+    println!("{ran} mutants of exchanges");
+    assert!(ran > 300, "{ran}");
+}
+
+fn all_places(place: &str, value: &Value, places: &mut Vec<String>) {
+    places.push(place.to_owned());
+    match value {
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                all_places(&format!("{place}/{index}"), item, places);
+            }
+        }
+        Value::Object(map) => {
+            for (key, item) in map {
+                all_places(&format!("{place}/{key}"), item, places);
+            }
+        }
+        _ => {}
+    }
+}
+
 fn assert_caught(expectation: &Expectation, mutant: &Transcript, what: &str) {
     let caught = !expectation.compare(mutant).is_empty();
     assert!(caught, "{}: not caught: {what}", mutant.scenario);
@@ -242,8 +533,9 @@ fn mutate_every_value(mutate: Mutate<'_>) -> usize {
 fn likeness(whole: &Value, place: &str) -> (String, String, String) {
     let parts: Vec<&str> = place.split('/').collect();
     let (frame, rest) = match parts.as_slice() {
-        ["", "frames", _, _, rest @ ..] => (parts[..4].join("/"), rest.join("/")),
-        ["", "extra", "reconnected_frames", _, rest @ ..] => (parts[..4].join("/"), rest.join("/")),
+        ["", "frames", _, _, rest @ ..] | ["", "extra", "reconnected_frames", _, rest @ ..] => {
+            (parts[..4].join("/"), rest.join("/"))
+        }
         ["", "history", _, _, rest @ ..] => {
             return ("history".to_owned(), rest.join("/"), String::new());
         }
@@ -294,8 +586,10 @@ fn collect(place: &str, value: &Value, places: &mut Vec<String>) {
 fn is_of_the_server(place: &str) -> bool {
     let parts: Vec<&str> = place.split('/').skip(1).collect();
     match parts.as_slice() {
-        ["frames", _, _, "text", ..] | ["extra", "reconnected_frames", _, "text", ..] => true,
-        ["posts", _, "body", ..] | ["history", _, ..] => true,
+        ["frames", _, _, "text", ..]
+        | ["extra", "reconnected_frames", _, "text", ..]
+        | ["posts", _, "body", ..]
+        | ["history", _, ..] => true,
         ["extra", first, ..] => *first != "reconnected_frames",
         _ => false,
     }
