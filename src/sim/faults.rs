@@ -22,7 +22,7 @@ use super::reply::{Answer, Refusal, ok_json};
 
 /// Size of the `huge` reply to `GET /queue`.
 const HUGE: u64 = 200 << 20;
-/// Time for the reply of the control endpoint to leave before the server acts on itself.
+/// Time for what was written to leave before the connection is cut.
 const GRACE: Duration = Duration::from_millis(50);
 const CHUNK: usize = 64 << 10;
 
@@ -66,10 +66,14 @@ impl QueueReply {
             Self::WrongType => Body::from("{\"queue_running\": 3, \"queue_pending\": \"none\"}"),
             Self::Endless => flood(head, u64::MAX),
             Self::Huge => flood(head, HUGE),
-            Self::Truncated => {
-                let cut = [Ok(Bytes::from(head)), Err(std::io::Error::other("cut"))];
-                Body::from_stream(stream::iter(cut))
-            }
+            Self::Truncated => Body::from_stream(stream::unfold(false, move |begun| async move {
+                if !begun {
+                    return Some((Ok(Bytes::from(head)), true));
+                }
+                // An error right away would keep the head from being sent.
+                tokio::time::sleep(GRACE).await;
+                Some((Err(std::io::Error::other("cut")), true))
+            })),
         };
         let mut response = Response::new(body);
         let json = HeaderValue::from_static(super::reply::JSON);

@@ -38,9 +38,19 @@ pub(super) async fn node(State(core): State<Arc<Core>>, Path(name): Path<String>
 /// `GET /system_stats`.
 pub(super) async fn system_stats(State(core): State<Arc<Core>>) -> Response {
     let mut stats = recorded("system_stats").clone();
-    let (host, port) = (core.addr.ip().to_string(), core.addr.port().to_string());
-    stats["system"]["argv"] = json!(["main.py", "--cpu", "--port", port, "--listen", host]);
+    if let Some(arguments) = stats["system"]["argv"].as_array_mut() {
+        after(arguments, "--port", core.addr.port().to_string());
+        after(arguments, "--listen", core.addr.ip().to_string());
+    }
     ok_json(&stats)
+}
+
+/// Sets the argument that follows a flag.
+fn after(arguments: &mut [Value], flag: &str, value: String) {
+    let at = arguments.iter().position(|argument| argument == flag);
+    if let Some(place) = at.and_then(|at| arguments.get_mut(at + 1)) {
+        *place = value.into();
+    }
 }
 
 /// `GET /features`.

@@ -285,7 +285,7 @@ impl Core {
         })
     }
 
-    fn log(&self, line: String) {
+    fn log(&self, line: &str) {
         let entry = json!({"t": jiff::Timestamp::now().to_string(), "m": line});
         let data = json!({"entries": [entry], "size": {"cols": 80, "rows": 24}});
         let mut log = self.log.lock();
@@ -333,7 +333,9 @@ impl Sim {
         let listener = net::bind(SocketAddr::new(config.host, config.port))?;
         let addr = listener.local_addr()?;
         let name = format!("comfygate-sim-{}-{}", std::process::id(), uuid::Uuid::new_v4());
-        let files = Files::create(std::env::temp_dir().join(name), config.keep_outputs)?;
+        let (root, keep) = (std::env::temp_dir().join(name), config.keep_outputs);
+        let made = tokio::task::spawn_blocking(move || Files::create(root, keep)).await;
+        let files = made.map_err(io::Error::other)??;
         let core = Arc::new(Core::new(config, addr, files));
         let door = net::Door::new(core.clone(), listener);
         let app = server::app(core.clone());

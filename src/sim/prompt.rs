@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::Core;
 use super::queue::Item;
 use super::reply::{Answer, Query, Refusal, bad, empty, object, ok_json};
-use super::validate::{error, plain, truthy, validate};
+use super::validate::{error, plain, refusal, truthy, validate};
 
 /// Keys of `extra_data` that never show.
 const SECRETS: [&str; 2] = ["auth_token_comfy_org", "api_key_comfy_org"];
@@ -37,12 +37,12 @@ pub(super) async fn info(State(core): State<Arc<Core>>) -> Response {
 
 /// `POST /prompt`.
 pub(super) async fn post(State(core): State<Arc<Core>>, body: Bytes) -> Answer {
-    core.log("got prompt\n".to_owned());
+    core.log("got prompt\n");
     let mut body = json_body(&body)?;
     let number = number(&core, &body)?;
     let Some(prompt) = body.remove("prompt") else {
         let text = "No prompt provided";
-        return Err(refused(&error("no_prompt", text, text, json!({})), &Map::new()));
+        return Err(refused(refusal(error("no_prompt", text, text, json!({})), Map::new())));
     };
     let id = body.get("prompt_id").map_or_else(|| uuid::Uuid::new_v4().to_string(), plain);
     let Value::Object(mut prompt) = prompt else { return Err(Refusal::Crash) };
@@ -52,8 +52,7 @@ pub(super) async fn post(State(core): State<Arc<Core>>, body: Bytes) -> Answer {
     let targets = targets(&body)?;
     let exists =
         |name: &str| core.files.annotated(name, "input").is_some_and(|path| path.is_file());
-    let valid = validate(&mut prompt, targets.as_deref(), &exists)
-        .map_err(|(error, node_errors)| refused(&error, &node_errors))?;
+    let valid = validate(&mut prompt, targets.as_deref(), &exists).map_err(refused)?;
     let item = Item {
         number: number.clone(),
         id: id.clone(),
@@ -67,8 +66,8 @@ pub(super) async fn post(State(core): State<Arc<Core>>, body: Bytes) -> Answer {
     Ok(ok_json(&json!({"prompt_id": id, "number": number, "node_errors": valid.node_errors})))
 }
 
-fn refused(error: &Value, node_errors: &Map<String, Value>) -> Refusal {
-    Refusal::Json(StatusCode::BAD_REQUEST, json!({"error": error, "node_errors": node_errors}))
+fn refused(body: Value) -> Refusal {
+    Refusal::Json(StatusCode::BAD_REQUEST, body)
 }
 
 /// The prompt's number: the client's as a float, or the counter's, which counts even when the

@@ -30,7 +30,7 @@ pub(super) fn app(core: Arc<Core>) -> Router {
         router = router.route(path, route.clone()).route(&format!("/api{path}"), route);
     }
     let limit = usize::try_from(core.config.max_upload_size).unwrap_or(usize::MAX);
-    router
+    let router = router
         .route("/api/jobs", get(jobs::list))
         .route("/api/api/jobs", get(jobs::list))
         .route("/api/jobs/{id}", get(jobs::one))
@@ -45,8 +45,9 @@ pub(super) fn app(core: Arc<Core>) -> Router {
         .fallback(elsewhere)
         .method_not_allowed_fallback(elsewhere)
         .layer(DefaultBodyLimit::max(limit))
-        .layer(from_fn_with_state(core.clone(), pass))
-        .with_state(core)
+        .with_state(core.clone());
+    // As a service inside, so that the router's own answers (`Allow` on OPTIONS) are seen too.
+    Router::new().fallback_service(router).layer(from_fn_with_state(core, pass))
 }
 
 /// The routes that exist bare and under `/api`.
@@ -192,6 +193,8 @@ fn same_origin(headers: &HeaderMap) -> bool {
         return true;
     }
     let origin = origin.to_ascii_lowercase().parse::<Uri>().ok();
+    // `null`, which has no scheme, names nothing to compare.
+    let origin = origin.filter(|uri| uri.scheme().is_some());
     let Some(origin) = origin.and_then(|uri| uri.authority().cloned()) else { return true };
     let ports_agree = match (host.port_u16(), origin.port_u16()) {
         (Some(host), Some(origin)) => host == origin,

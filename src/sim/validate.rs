@@ -11,9 +11,6 @@ use super::reply::python_json;
 /// Links are followed this deep, as Python's recursion limit would stop them too.
 const MAX_DEPTH: usize = 64;
 
-/// A refusal of the whole prompt: `error` and `node_errors`.
-pub(super) type Refused = (Value, Map<String, Value>);
-
 /// What validation found of a prompt that may run.
 #[derive(Debug)]
 pub(super) struct Valid {
@@ -26,13 +23,13 @@ pub(super) struct Valid {
 /// A Python exception: its type and text.
 struct Raised(&'static str, String);
 
-/// Checks a prompt and converts its inputs in place; `targets` are `partial_execution_targets`,
+/// Checks a prompt and converts its inputs in place, or gives the body of the 400; `targets` are `partial_execution_targets`,
 /// `image_exists` says whether `LoadImage` could open a name.
 pub(super) fn validate(
     prompt: &mut Map<String, Value>,
     targets: Option<&[String]>,
     image_exists: &dyn Fn(&str) -> bool,
-) -> Result<Valid, Refused> {
+) -> Result<Valid, Value> {
     let wanted = wanted_outputs(prompt, targets)?;
     let mut check = Check { prompt, image_exists, seen: Vec::new(), known: HashMap::new() };
     let mut valid = Valid { outputs: Vec::new(), node_errors: Map::new() };
@@ -61,9 +58,17 @@ pub(super) fn validate(
         let message = "Prompt outputs failed validation";
         let error =
             error("prompt_outputs_failed_validation", message, &lines.join("\n"), json!({}));
-        return Err((error, valid.node_errors));
+        return Err(refusal(error, valid.node_errors));
     }
     Ok(valid)
+}
+
+/// The body of a refusal of the whole prompt.
+pub(super) fn refusal(error: Value, node_errors: Map<String, Value>) -> Value {
+    [("error".to_owned(), error), ("node_errors".to_owned(), node_errors.into())]
+        .into_iter()
+        .collect::<Map<_, _>>()
+        .into()
 }
 
 /// An error as ComfyUI shapes it.
@@ -76,12 +81,13 @@ pub(super) fn error(kind: &str, message: &str, details: &str, extra_info: Value)
 fn wanted_outputs(
     prompt: &Map<String, Value>,
     targets: Option<&[String]>,
-) -> Result<Vec<String>, Refused> {
+) -> Result<Vec<String>, Value> {
     let mut outputs = Vec::new();
     for (id, node) in prompt {
         let details = format!("Node ID '#{id}'");
-        let refused =
-            |message: &str| (error("invalid_prompt", message, &details, json!({})), Map::new());
+        let refused = |message: &str| {
+            refusal(error("invalid_prompt", message, &details, json!({})), Map::new())
+        };
         let Some(class_type) = node.get("class_type") else {
             let message = "Cannot execute because a node is missing the class_type property.";
             return Err(refused(message));
@@ -96,7 +102,7 @@ fn wanted_outputs(
     }
     if outputs.is_empty() {
         let error = error("prompt_no_outputs", "Prompt has no outputs", "", json!({}));
-        return Err((error, Map::new()));
+        return Err(refusal(error, Map::new()));
     }
     Ok(outputs)
 }
@@ -380,26 +386,25 @@ fn python_type(value: &Value) -> &'static str {
 mod tests {
     use super::*;
 
-    fn run(prompt: Value, targets: Option<&[String]>) -> Result<(Valid, Value), Refused> {
+    fn run(prompt: Value, targets: Option<&[String]>) -> Result<(Valid, Value), Value> {
         let mut prompt = super::super::reply::object(prompt);
         let valid = validate(&mut prompt, targets, &|name| name == "there.png")?;
         Ok((valid, Value::Object(prompt)))
     }
 
-    fn save(from: Value) -> Value {
+    fn save(from: &Value) -> Value {
         json!({"class_type": "SaveImage", "inputs": {"images": from, "filename_prefix": "x"}})
     }
 
     fn first_error(prompt: Value, node: &str) -> Value {
-        let (_, errors) = run(prompt, None).unwrap_err();
-        errors[node]["errors"][0].clone()
+        run(prompt, None).unwrap_err()["node_errors"][node]["errors"][0].clone()
     }
 
     #[test]
     fn inputs_are_converted_to_their_types() {
         let paced = json!({"class_type": "PacedImage", "inputs":
             {"seconds": 5, "steps": "3", "seed": 1.9, "fail_at": true, "preview": 0}});
-        let (_, prompt) = run(json!({"1": paced, "2": save(json!(["1", 0]))}), None).unwrap();
+        let (_, prompt) = run(json!({"1": paced, "2": save(&json!(["1", 0]))}), None).unwrap();
         let expected = r#"{"seconds": 5.0, "steps": 3, "seed": 1, "fail_at": 1, "preview": false}"#;
         assert_eq!(python_json(&prompt["1"]["inputs"]), expected);
     }
@@ -407,11 +412,11 @@ mod tests {
     #[test]
     fn a_failure_before_an_output_is_reported_where_it_is() {
         let load = json!({"class_type": "LoadImage", "inputs": {"image": "gone.png"}});
-        let prompt = json!({"1": load, "2": save(json!(["1", 0])), "3": save(json!(["1", 0]))});
-        let (error, errors) = run(prompt, None).unwrap_err();
-        assert_eq!(error["type"], "prompt_outputs_failed_validation");
-        assert_eq!(errors.len(), 1);
-        assert_eq!(errors["1"]["dependent_outputs"], json!(["2", "3"]));
+        let prompt = json!({"1": load, "2": save(&json!(["1", 0])), "3": save(&json!(["1", 0]))});
+        let refused = run(prompt, None).unwrap_err();
+        assert_eq!(refused["error"]["type"], "prompt_outputs_failed_validation");
+        assert_eq!(refused["node_errors"].as_object().unwrap().len(), 1);
+        assert_eq!(refused["node_errors"]["1"]["dependent_outputs"], json!(["2", "3"]));
     }
 
     #[test]
@@ -419,7 +424,7 @@ mod tests {
         let wrong = |from: Value| {
             first_error(
                 json!({"1":
-            {"class_type": "LoadImage", "inputs": {"image": "there.png"}}, "2": save(from)}),
+            {"class_type": "LoadImage", "inputs": {"image": "there.png"}}, "2": save(&from)}),
                 "2",
             )
         };
@@ -434,7 +439,7 @@ mod tests {
         let none = json!({"2": {"class_type": "SaveImage", "inputs": {}}});
         assert_eq!(first_error(none, "2")["type"], "required_input_missing");
         let text = json!({"1": {"class_type": "EmptyImage", "inputs":
-            {"width": "x", "height": 1, "batch_size": 1, "color": 0}}, "2": save(json!(["1", 0]))});
+            {"width": "x", "height": 1, "batch_size": 1, "color": 0}}, "2": save(&json!(["1", 0]))});
         assert_eq!(first_error(text, "1")["type"], "invalid_input_type");
     }
 
@@ -442,10 +447,10 @@ mod tests {
     fn partial_targets_choose_among_the_outputs() {
         let empty = json!({"class_type": "EmptyImage", "inputs":
             {"width": 8, "height": 8, "batch_size": 1, "color": 0}});
-        let prompt = json!({"1": empty, "2": save(json!(["1", 0])), "3": save(json!(["1", 0]))});
+        let prompt = json!({"1": empty, "2": save(&json!(["1", 0])), "3": save(&json!(["1", 0]))});
         let (valid, _) = run(prompt.clone(), Some(&["3".to_owned(), "77".to_owned()])).unwrap();
         assert_eq!(valid.outputs, ["3"]);
-        let (error, _) = run(prompt, Some(&[])).unwrap_err();
-        assert_eq!(error["type"], "prompt_no_outputs");
+        let refused = run(prompt, Some(&[])).unwrap_err();
+        assert_eq!(refused["error"]["type"], "prompt_no_outputs");
     }
 }

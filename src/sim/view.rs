@@ -36,7 +36,7 @@ pub(super) async fn view(
     if !path.is_file() {
         return Err(ABSENT);
     }
-    let channel = query.get("channel").unwrap_or("rgba").to_owned();
+    let channel = query.get("channel").unwrap_or_default().to_owned();
     if let Some(wanted) = query.get("preview") {
         return preview(path, &name, wanted.to_owned(), channel).await;
     }

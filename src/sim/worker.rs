@@ -33,7 +33,7 @@ pub(super) async fn work(core: Arc<Core>) {
             finished = run(&core, &item, &mut cache) => {
                 core.finish(&item, finished);
                 let seconds = started.elapsed().as_secs_f64();
-                core.log(format!("Prompt executed in {seconds:.2} seconds\n"));
+                core.log(&format!("Prompt executed in {seconds:.2} seconds\n"));
             }
             // What was forgotten leaves no trace, not even in the cache.
             () = era.cancelled() => cache = NodeCache::default(),
