@@ -35,7 +35,7 @@ const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// Sockets get this long for their closing handshakes once `shutdown_timeout` is over.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Connections that may wait to be accepted.
-const BACKLOG: u32 = 4096;
+const BACKLOG: i32 = 4096;
 
 /// A gateway that is ready to run: configured, its ports bound.
 pub struct Server {
@@ -127,7 +127,7 @@ fn bind(address: SocketAddr, key: &str) -> Result<StdListener> {
         let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
-        socket.listen(BACKLOG as i32)?;
+        socket.listen(BACKLOG)?;
         socket.set_nonblocking(true)?;
         Ok(socket.into())
     };

@@ -70,7 +70,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { filter: None, timeout: Duration::from_secs(60) }
+        Self { filter: None, timeout: Duration::from_mins(1) }
     }
 }
 
