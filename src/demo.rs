@@ -55,6 +55,8 @@ async fn farm_and_gateway(args: &Args) -> anyhow::Result<()> {
     }
     let urls: Vec<String> = sims.iter().map(Sim::url).collect();
     let state = std::env::temp_dir().join(format!("comfygate-demo-{}", args.port));
+    // Each demo begins anew: what was drained in the last one is not to puzzle anybody.
+    let _ = std::fs::remove_dir_all(&state);
     let sources = Sources {
         file: None,
         env: BTreeMap::from([("COMFYGATE__STATE_DIR".to_owned(), state.display().to_string())]),
