@@ -47,6 +47,8 @@ pub struct Journey {
     answered: Option<Instant>,
     _active: Option<RequestGuard>,
     retries: Vec<RetryGuard>,
+    /// A kept-alive connection turned out to be closed; the next one is to be new.
+    stale_connection: bool,
 }
 
 impl Journey {
@@ -56,6 +58,16 @@ impl Journey {
         let status = refused.kind.status().as_u16();
         self.refused = Some(refused);
         Error::explain(ErrorType::HTTPStatus(status), "refused")
+    }
+
+    /// Whether a request that met a closed kept-alive connection may be sent once more, to the same
+    /// backend: a connection that was idle says nothing against the server behind it.
+    fn may_reconnect(&mut self, session: &Session) -> bool {
+        let request = session.req_header();
+        let harmless = request.method.is_idempotent()
+            && self.body_bytes == 0
+            && session.response_written().is_none();
+        harmless && !std::mem::replace(&mut self.stale_connection, true)
     }
 
     fn backend_name(&self) -> Option<&str> {
@@ -110,7 +122,8 @@ impl ProxyHttp for Proxy {
                 Err(refused) => return Err(journey.refuse(refused)),
             }
         }
-        let peer = journey.destination.as_ref().and_then(|d| upstream::peer(&d.backend, is_prompt));
+        let fresh = is_prompt || journey.stale_connection;
+        let peer = journey.destination.as_ref().and_then(|d| upstream::peer(&d.backend, fresh));
         match peer {
             Some(peer) => Ok(peer),
             None => Err(journey.refuse(
@@ -230,7 +243,7 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         error: Box<Error>,
         journey: &mut Journey,
-        _client_reused: bool,
+        client_reused: bool,
     ) -> Box<Error> {
         if *error.esource() != ErrorSource::Upstream {
             let mut error = error;
@@ -239,6 +252,11 @@ impl ProxyHttp for Proxy {
         }
         let timed_out = matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
         let failure = if timed_out { Failure::Timeout } else { Failure::Reset };
+        if client_reused && failure == Failure::Reset && journey.may_reconnect(session) {
+            let mut error = error;
+            error.set_retry(true);
+            return error;
+        }
         self.failed(session, journey, error, failure, true)
     }
 

@@ -10,7 +10,7 @@ use http::HeaderName;
 use http::header::{ACCEPT, COOKIE, HOST, ORIGIN, UPGRADE};
 
 use super::envelope::Envelope;
-use super::head::{Head, MAX_HEADERS, with_target};
+use super::head::{Head, MAX_HEADERS, rewrite};
 use crate::affinity::{Seconds, whole_seconds};
 use crate::comfy::{origin, routes};
 use crate::config::{Affinity, Config};
@@ -38,6 +38,8 @@ pub enum Admission {
     Redirect {
         /// Where to.
         location: String,
+        /// Whether a body follows the head, which nobody will read.
+        has_body: bool,
     },
     /// An answer at once.
     Refuse(Rejection),
@@ -146,10 +148,11 @@ impl Desk<'_> {
         if head.all("upgrade").next().is_some() && head.has_token("upgrade", "websocket") {
             return websocket(head, found.target, envelope);
         }
-        let rewritten = !std::ptr::eq(found.target, self.sent_target(head));
+        let upgrades = head.all("upgrade").next().is_some();
+        let rewritten = upgrades || !std::ptr::eq(found.target, self.sent_target(head));
         Admission::Proxy {
             envelope,
-            head: rewritten.then(|| with_target(self.bytes, found.target)),
+            head: rewritten.then(|| rewrite(self.bytes, found.target)),
             body: if head.chunked {
                 Body::Chunked
             } else {
@@ -223,9 +226,10 @@ impl Desk<'_> {
         found: &mut Identified<'h>,
     ) -> Result<(), Admission> {
         let key = &self.gateway.signing_key;
+        let has_body = head.chunked || head.content_length.unwrap_or(0) > 0;
         let new_tab = |query: Option<&str>| {
             let session = SigningKey::new_tab_session(now, &mut rand::rng());
-            Admission::Redirect { location: tab::home(&session, key, query) }
+            Admission::Redirect { location: tab::home(&session, key, query), has_body }
         };
         let (path, query) = match head.target.split_once('?') {
             Some((path, query)) => (path, Some(query)),
@@ -244,7 +248,7 @@ impl Desk<'_> {
         };
         match tab::resolve(split.name, key, |name| view.named(name).is_some()) {
             _ if split.missing_slash => {
-                return Err(Admission::Redirect { location: split.with_slash() });
+                return Err(Admission::Redirect { location: split.with_slash(), has_body });
             }
             tab::Tab::Backend(name) => {
                 found.by_hand = view.named(name).map(|backend| backend.id);

@@ -275,16 +275,23 @@ fn origin_form<'b>(
     Ok(&rest[path..])
 }
 
-/// The same head with another target.
-pub fn with_target(bytes: &[u8], target: &str) -> BytesMut {
-    let mut parts = bytes.splitn(3, |&byte| byte == b' ');
-    let (method, _, rest) = (parts.next(), parts.next(), parts.next());
+/// The same head with another target, and without `Upgrade`: of upgrades only WebSockets are
+/// served, and those take another way.
+pub fn rewrite(bytes: &[u8], target: &str) -> BytesMut {
     let mut head = BytesMut::with_capacity(bytes.len() + target.len());
-    head.extend_from_slice(method.unwrap_or_default());
-    head.extend_from_slice(b" ");
-    head.extend_from_slice(target.as_bytes());
-    head.extend_from_slice(b" ");
-    head.extend_from_slice(rest.unwrap_or_default());
+    for (number, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
+        if number == 0 {
+            let mut words = line.splitn(3, |&byte| byte == b' ');
+            let (method, _, rest) = (words.next(), words.next(), words.next());
+            head.extend_from_slice(method.unwrap_or_default());
+            head.extend_from_slice(b" ");
+            head.extend_from_slice(target.as_bytes());
+            head.extend_from_slice(b" ");
+            head.extend_from_slice(rest.unwrap_or_default());
+        } else if !line.get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"upgrade:")) {
+            head.extend_from_slice(line);
+        }
+    }
     head
 }
 
@@ -366,9 +373,10 @@ mod tests {
     }
 
     #[test]
-    fn a_new_target_leaves_the_rest_untouched() {
-        let head = with_target(b"GET /@x/a HTTP/1.1\r\nHost: a\r\n\r\n", "/a");
-        assert_eq!(&head[..], b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n");
+    fn a_rewritten_head_has_another_target_and_no_upgrade() {
+        let head = b"GET /@x/a HTTP/1.1\r\nHost: a\r\nUPGRADE: h2c\r\nX: Upgrade: y\r\n\r\n";
+        let head = rewrite(head, "/a");
+        assert_eq!(&head[..], b"GET /a HTTP/1.1\r\nHost: a\r\nX: Upgrade: y\r\n\r\n");
     }
 
     async fn read(pieces: &[&[u8]]) -> Result<(usize, BytesMut), NoHead> {

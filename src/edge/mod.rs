@@ -142,9 +142,12 @@ impl FrontDoor {
                 Admission::Local => {
                     return local::serve(self.admin.clone(), stream, buffer, peer).await;
                 }
-                Admission::Redirect { location } => {
+                Admission::Redirect { location, has_body } => {
                     let _ = buffer.split_to(length);
                     let response = admit::redirect(&location);
+                    if has_body {
+                        return refuse(stream, &response).await;
+                    }
                     if stream.write_all(&response).await.is_err() || stream.flush().await.is_err() {
                         return;
                     }
