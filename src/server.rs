@@ -143,7 +143,8 @@ fn listen(listener: StdListener) -> Result<TcpListener> {
 fn server_conf(config: &Config) -> Arc<ServerConf> {
     Arc::new(ServerConf {
         threads: config.server.threads,
-        max_retries: config.failover.attempts.max(1) as usize,
+        // Once more than backends are tried: a stale kept-alive connection costs a try as well.
+        max_retries: config.failover.attempts.max(1) as usize + 1,
         upstream_keepalive_pool_size: 32 * config.backends.len().max(4),
         ..ServerConf::default()
     })
