@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderName;
-use http::header::{ACCEPT, COOKIE, HOST, ORIGIN, UPGRADE};
+use http::header::{ACCEPT, COOKIE, HOST, ORIGIN, REFERER, UPGRADE};
 
 use super::envelope::Envelope;
 use super::head::{Head, MAX_HEADERS, rewrite};
@@ -65,11 +65,12 @@ pub struct Handshake {
 }
 
 /// Headers that identity and the cross-site check look at.
-const LOOKED_AT: [HeaderName; 10] = [
+const LOOKED_AT: [HeaderName; 11] = [
     ACCEPT,
     COOKIE,
     HOST,
     ORIGIN,
+    REFERER,
     UPGRADE,
     HeaderName::from_static("sec-fetch-mode"),
     HeaderName::from_static("sec-fetch-site"),
@@ -239,34 +240,45 @@ impl Desk<'_> {
             if tab::is_page_navigation(&head.method, path, headers) {
                 return Err(new_tab(query));
             }
+            if let Some(name) = tab::referring_tab(headers) {
+                self.in_tab(name, now, found);
+            }
             return Ok(());
         };
-        let view = self.gateway.fleet.view();
         let navigates = || {
             let path = split.rest.split('?').next().unwrap_or_default();
             tab::is_page_navigation(&head.method, path, headers)
         };
-        match tab::resolve(split.name, key, |name| view.named(name).is_some()) {
-            _ if split.missing_slash => {
-                return Err(Admission::Redirect { location: split.with_slash(), has_body });
-            }
+        if split.missing_slash {
+            return Err(Admission::Redirect { location: split.with_slash(), has_body });
+        }
+        // Stale, forged, or a backend that is no more: a page starts anew, anything else goes by
+        // address, as if the prefix were not there.
+        if !self.in_tab(split.name, now, found) && navigates() {
+            return Err(new_tab(None));
+        }
+        found.tab = Some(split.name.to_owned());
+        found.target = split.rest;
+        Ok(())
+    }
+
+    /// Makes the request one of the tab of this name; false when there is no such tab.
+    fn in_tab(&self, name: &str, now: Seconds, found: &mut Identified<'_>) -> bool {
+        let view = self.gateway.fleet.view();
+        let is_backend = |name: &str| view.named(name).is_some();
+        match tab::resolve(name, &self.gateway.signing_key, is_backend) {
             tab::Tab::Backend(name) => {
                 found.by_hand = view.named(name).map(|backend| backend.id);
-                found.tab = Some(name.to_owned());
+                true
             }
             tab::Tab::Session(session)
                 if self.counts(&session, now, whole_seconds(self.config.session.ttl)) =>
             {
                 found.caller = Caller::Session(session.id);
-                found.tab = Some(split.name.to_owned());
+                true
             }
-            // Stale, forged, or a backend that is no more: a page starts anew, anything else goes
-            // by address, as if the prefix were not there.
-            _ if navigates() => return Err(new_tab(None)),
-            _ => found.tab = Some(split.name.to_owned()),
+            _ => false,
         }
-        found.target = split.rest;
-        Ok(())
     }
 
     fn counts(&self, session: &Session, now: Seconds, ttl: u32) -> bool {

@@ -3,10 +3,12 @@
 //! With `affinity: tab` a page navigation to `/` is redirected to `/@<session>/`. The stock page
 //! works under a sub-path, so everything it asks for then has the prefix, which is stripped on the
 //! way: [`split_tab`] takes a request's path apart and leaves what follows the prefix untouched.
+//! Some addresses are absolute all the same (the page's progress icons, many a custom node's
+//! `/view?…`); those belong to the tab of the page that asks, which [`referring_tab`] tells.
 //! `/@NAME/` chooses a backend by hand; [`resolve`] looks names up first, then sessions. A forged,
 //! stale or unknown session counts as none.
 
-use http::header::{ACCEPT, UPGRADE};
+use http::header::{ACCEPT, REFERER, UPGRADE};
 use http::{HeaderMap, Method};
 
 use super::session::{Session, SigningKey};
@@ -55,6 +57,16 @@ pub fn split_tab(path_and_query: &str) -> Option<TabPath<'_>> {
     let end = after.find(['/', '?']).unwrap_or(after.len());
     let (name, rest) = after.split_at(end);
     is_name(name).then(|| TabPath { name, rest, missing_slash: !rest.starts_with('/') })
+}
+
+/// The name in the address of the page that asks, for a request that has no prefix itself.
+///
+/// A browser tells a page's whole address to the page's own host only. A client may claim any, as
+/// it may put any prefix into a path; what the name stands for is checked alike.
+pub fn referring_tab(headers: &HeaderMap) -> Option<&str> {
+    let (_, address) = headers.get(REFERER)?.to_str().ok()?.split_once("://")?;
+    let path = &address[address.find('/')?..];
+    split_tab(path).map(|tab| tab.name)
 }
 
 /// What a tab's name stands for. Backends go first: a name that looks like a session (33 characters
@@ -188,6 +200,21 @@ mod tests {
         assert!(!asks(Method::GET, "/", &[("accept", "text/htmlx")]));
         assert!(!asks(Method::GET, "/", &[]));
         assert!(!asks(Method::GET, "/", &[html, ("upgrade", "websocket")]));
+    }
+
+    #[test]
+    fn the_page_that_asks_tells_its_tab() {
+        let told = |referer: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(REFERER, HeaderValue::from_str(referer).unwrap());
+            referring_tab(&headers).map(str::to_owned)
+        };
+        assert_eq!(told("http://a:8100/@x/").as_deref(), Some("x"));
+        assert_eq!(told("https://[::1]/@x/assets/a.js?b=/@y/").as_deref(), Some("x"));
+        for other in ["http://a/", "http://a", "http://a/b/@x/", "/@x/", "http://@x/", ""] {
+            assert_eq!(told(other), None, "{other}");
+        }
+        assert_eq!(referring_tab(&HeaderMap::new()), None);
     }
 
     #[test]
