@@ -25,8 +25,7 @@ has cmake || lacks cmake # builds zlib-ng, which Pingora compresses with
 if [ "${1:-}" = --browser ]; then
     has chromium || lacks chromium
     has chromedriver || lacks chromium-driver
-    has python3 || lacks python3
-    has curl || lacks curl
+    python3 -m pip --version >/dev/null 2>&1 || lacks python3 python3-pip # fetches the stock page
 fi
 
 as_root() {
