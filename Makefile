@@ -1,1 +1,34 @@
-# Everything a developer or a newcomer runs. `make run` and `make test` install what they lack.
+# Everything a developer or a newcomer runs; `make` alone lists it.
+# `make run` and `make test` install what they lack, or name the command that does.
+
+CARGO ?= cargo
+# More arguments for the program that a target runs: make run ARGS="--port 9000 --speed 10"
+ARGS ?=
+# rustup's cargo is found even before a new login has put it on the path.
+export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint fmt bench check-tools
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+run: check-tools ## Build, then run three simulated ComfyUI servers and a gateway on port 8100
+	$(CARGO) run --locked -- demo $(ARGS)
+
+test: lint ## The whole suite: format, lints, unit, integration and documentation tests
+	$(CARGO) test --locked $(ARGS)
+
+lint: check-tools ## Format, clippy and documentation links, without changing anything
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --quiet
+
+fmt: ## Format the code
+	$(CARGO) fmt
+
+bench: check-tools ## Micro benchmarks (an optimised build: takes minutes the first time)
+	$(CARGO) bench --locked --bench micro -- $(ARGS)
+
+check-tools: ## Install what building needs and the machine lacks, or name it
+	@tools/check-tools.sh

@@ -1,7 +1,7 @@
 //! The poll: a [`HealthCheck`] that reads a backend's queue depth.
 //!
 //! `GET /api/queue`, or `/queue` where the first is unknown. The reply is counted as it streams
-//! and never held; after one of more than [`HEAVY_REPLY`] bytes the next [`LIGHT_POLLS`] polls ask
+//! and never held; after one of more than `HEAVY_REPLY` bytes the next `LIGHT_POLLS` polls ask
 //! `GET /prompt` instead, which tells only the total.
 
 use std::collections::HashMap;

@@ -3,6 +3,7 @@
 mod browser;
 mod config;
 mod conformance;
+mod readme;
 mod simulator;
 mod sticky;
 mod support;
