@@ -141,7 +141,9 @@ fn listen(listener: StdListener) -> Result<TcpListener> {
 fn server_conf(config: &Config) -> Arc<ServerConf> {
     Arc::new(ServerConf {
         threads: config.server.threads,
-        max_retries: config.failover.attempts.max(1) as usize,
+        // `retry` decides; this only has to allow each backend a second try after a stale
+        // connection.
+        max_retries: 2 * config.failover.attempts.max(1) as usize,
         upstream_keepalive_pool_size: 32 * config.backends.len().max(4),
         ..ServerConf::default()
     })
