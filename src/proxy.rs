@@ -268,12 +268,16 @@ impl ProxyHttp for Proxy {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
         let error_code = refused.kind.status().as_u16();
+        // Requests that were refused before a backend was asked leave the connection clean; any
+        // other answer must say that the connection ends, or the client's next request is lost.
+        let clean = journey.destination.is_none() && session.is_body_done();
+        if !clean {
+            session.set_keepalive(None);
+        }
         if session.response_written().is_none() {
             let _ = respond(session, &refused).await;
         }
         journey.refused = Some(refused);
-        // Requests that were refused before a backend was asked leave the connection clean.
-        let clean = journey.destination.is_none() && session.is_body_done();
         FailToProxy { error_code, can_reuse_downstream: clean }
     }
 
