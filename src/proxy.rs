@@ -45,10 +45,22 @@ pub struct Journey {
     connected: Option<Instant>,
     /// When the response's head came.
     answered: Option<Instant>,
+    /// What is to be tried after a failure.
+    next_try: Option<NextTry>,
+    /// The backend has been asked again after a stale connection.
+    asked_again: bool,
     _active: Option<RequestGuard>,
-    retries: Vec<RetryGuard>,
-    /// A kept-alive connection turned out to be closed; the next one is to be new.
-    stale_connection: bool,
+    /// The retry under way, until its answer comes.
+    retry: Option<RetryGuard>,
+}
+
+/// Where a failed request goes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NextTry {
+    /// To the same backend: only the kept-alive connection had ended.
+    Again,
+    /// To the next best one.
+    Elsewhere,
 }
 
 impl Journey {
@@ -58,16 +70,6 @@ impl Journey {
         let status = refused.kind.status().as_u16();
         self.refused = Some(refused);
         Error::explain(ErrorType::HTTPStatus(status), "refused")
-    }
-
-    /// Whether a request that met a closed kept-alive connection may be sent once more, to the same
-    /// backend: a connection that was idle says nothing against the server behind it.
-    fn may_reconnect(&mut self, session: &Session) -> bool {
-        let request = session.req_header();
-        let harmless = request.method.is_idempotent()
-            && self.body_bytes == 0
-            && session.response_written().is_none();
-        harmless && !std::mem::replace(&mut self.stale_connection, true)
     }
 
     fn backend_name(&self) -> Option<&str> {
@@ -115,14 +117,13 @@ impl ProxyHttp for Proxy {
         journey: &mut Journey,
     ) -> Result<Box<HttpPeer>> {
         let is_prompt = journey.envelope.as_deref().is_some_and(|envelope| envelope.is_prompt);
-        if let (Some(envelope), false) = (journey.envelope.as_deref(), journey.tried.is_empty()) {
-            journey.destination = None;
-            match self.gateway.destination(envelope, &journey.tried) {
-                Ok(destination) => journey.destination = Some(destination),
-                Err(refused) => return Err(journey.refuse(refused)),
+        if let Some(next_try) = journey.next_try.take() {
+            self.make_room(journey).await?;
+            if next_try == NextTry::Elsewhere {
+                self.turn_elsewhere(journey)?;
             }
         }
-        let fresh = is_prompt || journey.stale_connection;
+        let fresh = is_prompt || journey.asked_again;
         let peer = journey.destination.as_ref().and_then(|d| upstream::peer(&d.backend, fresh));
         match peer {
             Some(peer) => Ok(peer),
@@ -202,6 +203,7 @@ impl ProxyHttp for Proxy {
         journey: &mut Journey,
     ) -> Result<()> {
         journey.answered = Some(Instant::now());
+        journey.retry = None;
         response.remove_header("x-comfygate-backend");
         let Some(destination) = &mut journey.destination else { return Ok(()) };
         if let Some(sending) = destination.sending.take()
@@ -233,7 +235,7 @@ impl ProxyHttp for Proxy {
         journey: &mut Journey,
         error: Box<Error>,
     ) -> Box<Error> {
-        self.failed(session, journey, error, Failure::Connect, false)
+        self.failed(session, journey, error, Failure::Connect, Sent::Nothing)
     }
 
     /// The connection failed later.
@@ -243,7 +245,7 @@ impl ProxyHttp for Proxy {
         session: &mut Session,
         error: Box<Error>,
         journey: &mut Journey,
-        client_reused: bool,
+        reused: bool,
     ) -> Box<Error> {
         if *error.esource() != ErrorSource::Upstream {
             let mut error = error;
@@ -252,12 +254,8 @@ impl ProxyHttp for Proxy {
         }
         let timed_out = matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout);
         let failure = if timed_out { Failure::Timeout } else { Failure::Reset };
-        if client_reused && failure == Failure::Reset && journey.may_reconnect(session) {
-            let mut error = error;
-            error.set_retry(true);
-            return error;
-        }
-        self.failed(session, journey, error, failure, true)
+        let sent = if reused { Sent::OnReused } else { Sent::OnFresh };
+        self.failed(session, journey, error, failure, sent)
     }
 
     /// Answers what could not be proxied.
@@ -272,12 +270,16 @@ impl ProxyHttp for Proxy {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
         let error_code = refused.kind.status().as_u16();
+        // Requests that were refused before a backend was asked leave the connection clean; any
+        // other answer must say that the connection ends, or the client's next request is lost.
+        let clean = journey.destination.is_none() && session.is_body_done();
+        if !clean {
+            session.set_keepalive(None);
+        }
         if session.response_written().is_none() {
             let _ = respond(session, &refused).await;
         }
         journey.refused = Some(refused);
-        // Requests that were refused before a backend was asked leave the connection clean.
-        let clean = journey.destination.is_none() && session.is_body_done();
         FailToProxy { error_code, can_reuse_downstream: clean }
     }
 
@@ -322,8 +324,19 @@ impl ProxyHttp for Proxy {
     }
 }
 
+/// What had happened to a request when its connection failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    /// There was no connection yet.
+    Nothing,
+    /// It began to leave on a connection of its own.
+    OnFresh,
+    /// It began to leave on a kept-alive connection.
+    OnReused,
+}
+
 impl Proxy {
-    /// Decides whether a failed request goes to another backend.
+    /// Decides whether a failed request is tried again, and where.
     #[expect(clippy::unnecessary_box_returns, reason = "as Pingora's errors come")]
     fn failed(
         &self,
@@ -331,33 +344,64 @@ impl Proxy {
         journey: &mut Journey,
         mut error: Box<Error>,
         failure: Failure,
-        bytes_sent: bool,
+        sent: Sent,
     ) -> Box<Error> {
         error.set_retry(false);
         let Some(destination) = &journey.destination else { return error };
         if journey.refused.is_some() {
             return error;
         }
-        self.gateway.suspects(&destination.backend, &error.etype().as_str().to_lowercase());
-        journey.tried.push(destination.backend.id);
+        let backend = &destination.backend;
         let failover = &self.gateway.config.load().failover;
-        let verdict = may_retry(&RetryCase {
+        let bytes_sent = sent != Sent::Nothing;
+        let case = RetryCase {
             method: &session.req_header().method,
             is_prompt_post: journey.envelope.as_deref().is_some_and(|e| e.is_prompt),
             bytes_sent,
             body_lost: bytes_sent && journey.body_bytes > 0,
             response_started: session.response_written().is_some(),
             failure,
-            attempt: journey.tried.len() as u32,
+            attempt: journey.tried.len() as u32 + 1,
             max_attempts: if failover.enabled { failover.attempts } else { 1 },
-        });
-        if verdict == Verdict::Retry
-            && let Some(guard) = self.gateway.budget.try_retry()
-        {
-            journey.retries.push(guard);
-            error.set_retry(true);
+        };
+        // The end of a kept-alive connection says little about the backend, and its client would
+        // lose queue, history and files with it: a fresh connection shall tell.
+        let stale = sent == Sent::OnReused && failure == Failure::Reset && !journey.asked_again;
+        if stale && may_retry(&RetryCase { attempt: 0, ..case.clone() }) == Verdict::Retry {
+            backend.live.poke.notify_one();
+            journey.asked_again = true;
+            journey.next_try = Some(NextTry::Again);
+        } else {
+            self.gateway.suspects(backend, &error.etype().as_str().to_lowercase());
+            journey.tried.push(backend.id);
+            journey.asked_again = false;
+            journey.next_try = (may_retry(&case) == Verdict::Retry).then_some(NextTry::Elsewhere);
         }
+        error.set_retry(journey.next_try.is_some());
         error
+    }
+
+    /// Waits until the budget has room for a retry.
+    async fn make_room(&self, journey: &mut Journey) -> Result<()> {
+        journey.retry = None;
+        journey.retry = self.gateway.budget.retry().await;
+        match journey.retry {
+            Some(_) => Ok(()),
+            None => Err(journey.refuse(
+                Rejection::new(Kind::UpstreamFailed, "the ComfyUI server failed").retry_after(1),
+            )),
+        }
+    }
+
+    /// Finds the next best backend.
+    fn turn_elsewhere(&self, journey: &mut Journey) -> Result<()> {
+        journey.destination = None;
+        let Some(envelope) = journey.envelope.as_deref() else { return Ok(()) };
+        match self.gateway.destination(envelope, &journey.tried) {
+            Ok(destination) => journey.destination = Some(destination),
+            Err(refused) => return Err(journey.refuse(refused)),
+        }
+        Ok(())
     }
 }
 

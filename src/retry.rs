@@ -11,20 +11,27 @@
 //! an idempotent request may also be repeated after a reset that came before the response's head.
 //! `POST /prompt` never goes twice once it began to leave: a prompt that runs twice costs minutes
 //! of somebody's GPU. A timeout is no reset: the backend may be at work on it, and the next one
-//! would be as slow. Then [`RetryBudget::try_retry`], Envoy's `retry_budget`: retries in flight may
-//! be 20 % of the requests in flight, and 3 at least, so that an idle gateway retries too.
+//! would be as slow. Then [`RetryBudget::retry`], after Envoy's `retry_budget`: retries in flight may
+//! be 20 % of the requests in flight, and 3 at least, so that an idle gateway retries too. Unlike
+//! Envoy's, a retry that finds no room waits for some: when a backend of three dies, a third of all
+//! requests fail in the same instant, and none of them need be lost for the others' sake.
 //!
 //! Both sides are counted by guards; whatever way a request ends, its guard gives back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use http::Method;
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 /// Retries in flight per 100 requests in flight.
 const SHARE_PERCENT: u32 = 20;
 /// Retries in flight that are always allowed.
 const AT_LEAST: u32 = 3;
+/// How long a retry may wait for room.
+pub const WAIT_FOR_ROOM: Duration = Duration::from_secs(3);
 
 /// How a request to a backend failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -103,6 +110,7 @@ pub fn may_retry(case: &RetryCase<'_>) -> Verdict {
 pub struct RetryBudget {
     active: AtomicU32,
     retries: AtomicU32,
+    room: Notify,
 }
 
 impl RetryBudget {
@@ -118,7 +126,23 @@ impl RetryBudget {
         RequestGuard(Arc::clone(self))
     }
 
-    /// A retry, if the budget allows one more; it counts until the guard is dropped.
+    /// A retry as soon as the budget allows one more, if that is within [`WAIT_FOR_ROOM`]; it
+    /// counts until the guard is dropped.
+    pub async fn retry(self: &Arc<Self>) -> Option<RetryGuard> {
+        let found = async {
+            loop {
+                // Listening before looking, so that room made in between is not missed.
+                let room = self.room.notified();
+                if let Some(guard) = self.try_retry() {
+                    return guard;
+                }
+                room.await;
+            }
+        };
+        timeout(WAIT_FOR_ROOM, found).await.ok()
+    }
+
+    /// A retry, if the budget allows one more now; it counts until the guard is dropped.
     #[must_use = "the retry counts only while the guard lives"]
     pub fn try_retry(self: &Arc<Self>) -> Option<RetryGuard> {
         let allowed = self.allowed();
@@ -161,6 +185,7 @@ pub struct RetryGuard(Arc<RetryBudget>);
 impl Drop for RetryGuard {
     fn drop(&mut self) {
         self.0.retries.fetch_sub(1, Ordering::Relaxed);
+        self.0.room.notify_one();
     }
 }
 
@@ -264,6 +289,29 @@ mod tests {
         assert_eq!(retries.len(), 10);
         drop((requests, retries));
         assert_eq!((budget.active(), budget.retries()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retries_without_room_wait_for_it_but_not_for_ever() {
+        let budget = RetryBudget::new();
+        let held: Vec<_> = (0..3).map_while(|_| budget.try_retry()).collect();
+        assert!(budget.retry().await.is_none(), "nobody made room");
+        let waiting: Vec<_> = (0..6)
+            .map(|_| {
+                let budget = Arc::clone(&budget);
+                tokio::spawn(async move {
+                    let guard = budget.retry().await;
+                    tokio::time::sleep(WAIT_FOR_ROOM / 3).await;
+                    guard.is_some()
+                })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        drop(held);
+        for waiter in waiting {
+            assert!(waiter.await.unwrap());
+        }
+        assert_eq!(budget.retries(), 0);
     }
 
     #[test]

@@ -143,8 +143,9 @@ fn listen(listener: StdListener) -> Result<TcpListener> {
 fn server_conf(config: &Config) -> Arc<ServerConf> {
     Arc::new(ServerConf {
         threads: config.server.threads,
-        // Once more than backends are tried: a stale kept-alive connection costs a try as well.
-        max_retries: config.failover.attempts.max(1) as usize + 1,
+        // `retry` decides; this only has to allow each backend a second try after a stale
+        // connection.
+        max_retries: 2 * config.failover.attempts.max(1) as usize,
         upstream_keepalive_pool_size: 32 * config.backends.len().max(4),
         ..ServerConf::default()
     })

@@ -77,7 +77,7 @@ async fn open(
     let failover = gateway.config.load().failover.clone();
     let max_attempts = if failover.enabled { failover.attempts } else { 1 };
     let mut tried: Vec<BackendId> = Vec::new();
-    let mut retries = Vec::new();
+    let mut retry = None;
     loop {
         let destination = gateway.destination(envelope, &tried)?;
         let backend = destination.backend;
@@ -104,8 +104,12 @@ async fn open(
             attempt: tried.len() as u32,
             max_attempts,
         });
-        match (verdict, gateway.budget.try_retry()) {
-            (Verdict::Retry, Some(guard)) => retries.push(guard),
+        drop(retry.take());
+        if verdict == Verdict::Retry {
+            retry = gateway.budget.retry().await;
+        }
+        match retry {
+            Some(_) => {}
             _ if failure == Failure::Timeout => {
                 let message = "the ComfyUI server did not answer the WebSocket handshake in time";
                 return Err(Rejection::new(Kind::UpstreamTimeout, message));

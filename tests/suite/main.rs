@@ -3,6 +3,7 @@
 mod browser;
 mod config;
 mod conformance;
+mod faults;
 mod readme;
 mod simulator;
 mod sticky;

@@ -1,0 +1,357 @@
+//! The real binary as a child process: gateways and simulators that can be killed.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use comfygate::sim::Sim;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use super::http::{self, Reply};
+use super::{PATIENCE, eventually, exchange};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_comfygate");
+
+/// A gateway's configuration and the directory it lives in.
+#[derive(Clone)]
+pub(crate) struct Setup {
+    directory: Arc<TempDir>,
+    config: Value,
+}
+
+impl Setup {
+    /// Backends `comfy-1`, `comfy-2`, … at these addresses. Peers on the loopback are believed, so
+    /// that a test can be many clients.
+    pub(crate) fn new<S: AsRef<str>>(urls: &[S]) -> Self {
+        let backends: Vec<Value> = urls
+            .iter()
+            .enumerate()
+            .map(|(i, url)| {
+                json!({"name": format!("comfy-{}", i + 1), "url": url.as_ref(), "max_queue": 1000})
+            })
+            .collect();
+        Self::bare(json!({"backends": backends}))
+    }
+
+    /// The same over simulators.
+    pub(crate) fn of(farm: &[Sim]) -> Self {
+        Self::new(&farm.iter().map(Sim::url).collect::<Vec<_>>())
+    }
+
+    /// Only where to listen, and these keys.
+    pub(crate) fn bare(keys: Value) -> Self {
+        let directory = Arc::new(tempfile::tempdir().unwrap());
+        let config = json!({
+            "server": {"host": "127.0.0.1", "port": 0, "trusted_proxies": ["127.0.0.0/8"]},
+            "admin": {"listen": "127.0.0.1:0"},
+            "state_dir": directory.path().join("state"),
+            "health_check": {"interval": 0.5, "timeout": 3.0},
+        });
+        Self { directory, config }.with(keys)
+    }
+
+    /// Sets keys, section by section.
+    pub(crate) fn with(mut self, keys: Value) -> Self {
+        merge(&mut self.config, keys);
+        self
+    }
+
+    pub(crate) fn file(&self) -> PathBuf {
+        self.directory.path().join("gate.yaml")
+    }
+
+    /// Writes the configuration where a gateway reads it.
+    pub(crate) fn write(&self) {
+        std::fs::write(self.file(), self.config.to_string()).unwrap();
+    }
+
+    /// Starts a gateway and waits until it listens.
+    pub(crate) async fn start(&self) -> Gateway {
+        let mut child = self.spawn();
+        let log = Log::of(child.stderr.take().unwrap());
+        let line = log.line_with("listening on ").await;
+        let addresses = line.split("listening on ").nth(1).unwrap();
+        let (data, admin) = addresses.split_once(", admin on ").unwrap();
+        Gateway {
+            pid: child.id().unwrap(),
+            child,
+            data: data.trim().parse().unwrap(),
+            admin: admin.trim().parse().unwrap(),
+            log,
+            http: reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap(),
+        }
+    }
+
+    /// Runs a gateway that is expected to end by itself.
+    pub(crate) async fn run(&self) -> Ended {
+        let child = self.spawn();
+        let ended = timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
+        Ended::new(ended.status, &ended.stderr)
+    }
+
+    fn spawn(&self) -> Child {
+        self.write();
+        command().arg("-c").arg(self.file()).spawn().unwrap()
+    }
+}
+
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
+/// The binary without the environment of whoever runs the tests.
+fn command() -> Command {
+    let mut command = Command::new(BINARY);
+    let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().contains("COMFYGATE"));
+    for (name, _) in ours {
+        command.env_remove(name);
+    }
+    command
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// Runs the binary to its end with other arguments.
+pub(crate) async fn run(arguments: &[&str], directory: &Path) -> Ended {
+    let output = command().args(arguments).current_dir(directory).output();
+    let ended = timeout(PATIENCE, output).await.expect("it ends").unwrap();
+    Ended::new(ended.status, &ended.stderr)
+}
+
+/// How a process ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) stderr: String,
+}
+
+impl Ended {
+    fn new(status: ExitStatus, stderr: &[u8]) -> Self {
+        Self { code: status.code(), stderr: String::from_utf8_lossy(stderr).into_owned() }
+    }
+}
+
+/// What a child has written, line by line.
+#[derive(Clone)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    fn of(stream: impl AsyncRead + Unpin + Send + 'static) -> Self {
+        let log = Self(Arc::default());
+        let lines = Arc::clone(&log.0);
+        tokio::spawn(async move {
+            let mut reader = BufReader::new(stream).lines();
+            while let Ok(Some(line)) = reader.next_line().await {
+                lines.lock().push(line);
+            }
+        });
+        log
+    }
+
+    fn find(&self, part: &str) -> Option<String> {
+        self.0.lock().iter().find(|line| line.contains(part)).cloned()
+    }
+
+    async fn line_with(&self, part: &str) -> String {
+        let start = Instant::now();
+        loop {
+            if let Some(line) = self.find(part) {
+                return line;
+            }
+            assert!(start.elapsed() < PATIENCE, "no {part:?} in {:#?}", self.0.lock());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// A running gateway.
+pub(crate) struct Gateway {
+    child: Child,
+    pid: u32,
+    pub(crate) data: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    log: Log,
+    http: reqwest::Client,
+}
+
+impl Gateway {
+    /// A GET by the client of an address; panics when no response comes.
+    pub(crate) async fn get(&self, client: impl AsRef<str>, path: &str) -> Reply {
+        self.try_get(client, path).await.expect("a response")
+    }
+
+    /// The same where it may fail.
+    pub(crate) async fn try_get(
+        &self,
+        client: impl AsRef<str>,
+        path: &str,
+    ) -> reqwest::Result<Reply> {
+        let request = self.http.get(format!("http://{}{path}", self.data));
+        taken(request.header("x-forwarded-for", client.as_ref())).await
+    }
+
+    /// A POST of JSON by the client of an address.
+    pub(crate) async fn post(&self, client: impl AsRef<str>, path: &str, body: &Value) -> Reply {
+        let request = self.http.post(format!("http://{}{path}", self.data)).json(body);
+        taken(request.header("x-forwarded-for", client.as_ref())).await.expect("a response")
+    }
+
+    /// Sends bytes to the data plane.
+    pub(crate) async fn raw(&self, bytes: &[u8]) -> Reply {
+        exchange(self.data, bytes).await
+    }
+
+    /// A GET of the admin plane.
+    pub(crate) async fn admin(&self, path: &str) -> Reply {
+        exchange(self.admin, &http::get(path, &[])).await
+    }
+
+    /// `GET /lb/backends/{name}`.
+    pub(crate) async fn backend(&self, name: &str) -> Value {
+        self.admin(&format!("/lb/backends/{name}")).await.json()
+    }
+
+    /// Waits until a backend is in a state, and says how long that took.
+    pub(crate) async fn until_state(&self, name: &str, state: &str) -> Duration {
+        eventually(&format!("{name} is {state}"), PATIENCE, async || {
+            self.backend(name).await["state"] == state
+        })
+        .await
+    }
+
+    /// Waits until each backend shows a depth.
+    pub(crate) async fn until_depths(&self, depths: &[usize]) {
+        eventually(&format!("depths {depths:?}"), PATIENCE, async || {
+            let all = self.admin("/lb/backends").await.json();
+            let all = all["backends"].as_array().unwrap().iter();
+            all.map(|b| b["queue"]["total"].as_u64().unwrap() as usize).eq(depths.iter().copied())
+        })
+        .await;
+    }
+
+    /// Waits for a line of the log.
+    pub(crate) async fn until_logged(&self, part: &str) -> String {
+        self.log.line_with(part).await
+    }
+
+    /// Whether a line has been logged so far.
+    pub(crate) fn has_logged(&self, part: &str) -> bool {
+        self.log.find(part).is_some()
+    }
+
+    /// Sends a signal, as `kill -NAME` does.
+    pub(crate) async fn signal(&self, name: &str) {
+        let script = format!("kill -{name} {}", self.pid);
+        assert!(Command::new("sh").args(["-c", &script]).status().await.unwrap().success());
+    }
+
+    /// Waits for the end; the exit code and how long it took.
+    pub(crate) async fn ended(&mut self) -> (Option<i32>, Duration) {
+        let start = Instant::now();
+        let status = timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap();
+        (status.code(), start.elapsed())
+    }
+
+    /// Ends it by SIGTERM; the exit code and how long it took.
+    pub(crate) async fn terminate(mut self) -> (Option<i32>, Duration) {
+        self.signal("TERM").await;
+        self.ended().await
+    }
+
+    /// Ends it by SIGKILL.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    /// A number of kilobytes out of `/proc/PID/status`.
+    pub(crate) fn memory_kib(&self, key: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
+        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+async fn taken(request: reqwest::RequestBuilder) -> reqwest::Result<Reply> {
+    let response = request.send().await?;
+    let status = response.status().as_u16();
+    let text = |value: &reqwest::header::HeaderValue| {
+        String::from_utf8_lossy(value.as_bytes()).into_owned()
+    };
+    let headers = response.headers().iter().map(|(n, v)| (n.to_string(), text(v))).collect();
+    Ok(Reply::new(status, headers, response.bytes().await?.to_vec()))
+}
+
+/// A simulator in a process of its own, for real kills.
+pub(crate) struct SimProcess {
+    child: Child,
+    pub(crate) address: SocketAddr,
+}
+
+impl SimProcess {
+    pub(crate) async fn start() -> Self {
+        Self::on(0).await.expect("a simulator")
+    }
+
+    async fn on(port: u16) -> Option<Self> {
+        let port = port.to_string();
+        let mut child = command().args(["sim", "-p", &port, "--speed", "100"]).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = timeout(PATIENCE, lines.next_line()).await.expect("its address").unwrap()?;
+        let address = line.split("http://").nth(1)?.trim().parse().ok()?;
+        Some(Self { child, address })
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Sets faults through its control endpoint.
+    pub(crate) async fn faults(&self, faults: &Value) {
+        let reply = exchange(self.address, &http::post("/sim/faults", faults)).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    }
+
+    /// How many WebSockets it serves.
+    pub(crate) async fn sockets(&self) -> u64 {
+        let state = exchange(self.address, &http::get("/sim", &[])).await.json();
+        state["sockets"].as_u64().unwrap()
+    }
+
+    /// `kill -9`; returns at once.
+    pub(crate) fn kill(&mut self) {
+        self.child.start_kill().unwrap();
+    }
+
+    /// A new process at the old one's address.
+    pub(crate) async fn revive(&mut self) {
+        let _ = self.child.wait().await;
+        let port = self.address.port();
+        // Somebody else may hold the port for a moment.
+        for _ in 0..100 {
+            if let Some(new) = Self::on(port).await {
+                *self = new;
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("port {port} stays taken");
+    }
+}
