@@ -13,7 +13,7 @@
 //!
 //! Beside it: [`probe`] looks at each [`backend`], [`health`] judges it, [`depth`] and [`pace`]
 //! count its work; [`keeper`] carries over into the next process what [`state`] stores; [`admin`]
-//! shows all of it. [`config`] is what the user said; [`sim`] is a ComfyUI without a GPU, and
+//! shows all of it, [`metrics`] count it. [`config`] is what the user said; [`sim`] is a ComfyUI without a GPU, and
 //! [`conformance`] tells whether a server behaves like the real one.
 
 pub mod access;
@@ -34,6 +34,7 @@ pub mod health;
 pub mod identity;
 pub mod keeper;
 pub mod logging;
+pub mod metrics;
 pub mod pace;
 pub mod probe;
 pub mod proxy;

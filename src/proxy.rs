@@ -255,6 +255,7 @@ impl ProxyHttp for Proxy {
         let error_code = refused.kind.status().as_u16();
         if session.response_written().is_none() {
             let _ = respond(session, &refused).await;
+            self.gateway.metrics.rejected(refused.kind);
         }
         journey.refused = Some(refused);
         // Requests that were refused before a backend was asked leave the connection clean.
@@ -278,6 +279,7 @@ impl ProxyHttp for Proxy {
 
     /// Counts and logs the request.
     async fn logging(&self, session: &mut Session, error: Option<&Error>, journey: &mut Journey) {
+        self.count(session, journey);
         let Some(envelope) = journey.envelope.as_deref() else { return };
         if let (Some(destination), Some(answered)) = (&journey.destination, journey.answered) {
             destination.backend.live.answered_in(answered - envelope.started);
@@ -304,6 +306,17 @@ impl ProxyHttp for Proxy {
 }
 
 impl Proxy {
+    /// Counts the request if an answer to it began.
+    fn count(&self, session: &Session, journey: &Journey) {
+        let Some(response) = session.response_written() else { return };
+        let destination = journey.destination.as_ref();
+        let traffic =
+            destination.map_or(&self.gateway.metrics.front, |to| &to.backend.live.traffic);
+        let took = journey.envelope.as_ref().map(|envelope| envelope.started.elapsed());
+        let method = session.req_header().method.as_str();
+        traffic.answered(method, response.status.as_u16(), took.unwrap_or_default());
+    }
+
     /// Decides whether a failed request goes to another backend.
     fn failed(
         &self,
@@ -334,6 +347,7 @@ impl Proxy {
         if verdict == Verdict::Retry
             && let Some(guard) = self.gateway.budget.try_retry()
         {
+            self.gateway.metrics.retried();
             journey.retries.push(guard);
             error.set_retry(true);
         }

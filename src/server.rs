@@ -192,6 +192,7 @@ fn reload(
     let loaded = match config::load(sources) {
         Ok(loaded) => loaded,
         Err(problems) => {
+            gateway.metrics.reloaded(false);
             error!(target: TARGET, "reload refused, the running configuration stays:\n{problems}");
             return;
         }
@@ -201,6 +202,7 @@ fn reload(
     }
     announce(&loaded);
     apply(gateway, loaded.config, learnt);
+    gateway.metrics.reloaded(true);
     info!(target: TARGET, "configuration reloaded");
 }
 

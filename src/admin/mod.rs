@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /healthz` | 200: the process lives |
 //! | `GET /readyz` | 200: the first check is done and a backend is healthy; else 503 |
+//! | `GET /metrics` | for Prometheus ([`metrics`]) |
 //! | `GET /lb/stats` | totals |
 //! | `GET /lb/backends` | every backend |
 //! | `GET /lb/backends/{name}` | one backend |
@@ -28,12 +29,14 @@ use subtle::ConstantTimeEq;
 
 use crate::gateway::Gateway;
 use crate::logging;
+use crate::metrics;
 use crate::rejection::{Kind, Rejection};
 use views::{BackendView, Backends, Stats};
 
 /// The admin port's router.
 pub fn router(gateway: &Arc<Gateway>) -> Router {
     let guarded = endpoints(gateway)
+        .merge(metrics::routes(gateway))
         .layer(middleware::from_fn_with_state((Arc::clone(gateway), Port::Admin), authorise));
     Router::new()
         .route("/healthz", get(|| async { Json(Health { status: "ok" }) }))
@@ -167,6 +170,7 @@ impl IntoResponse for Rejection {
         let status = StatusCode::from_u16(self.kind.status().as_u16());
         let mut response =
             (status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), self.body()).into_response();
+        response.extensions_mut().insert(self.kind);
         for (name, value) in self.headers() {
             if let Ok(value) = value.parse() {
                 response.headers_mut().insert(name, value);

@@ -2,6 +2,7 @@
 
 mod config;
 mod conformance;
+mod metrics;
 mod simulator;
 mod sticky;
 mod support;
