@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
+use crate::alerts::{self, Hysteresis};
 use crate::config::{self, Config, Loaded, Sources};
 use crate::edge::FrontDoor;
 use crate::edge::tls::Acceptor;
@@ -95,6 +96,7 @@ impl Server {
 
         gateway.prober.first_round(FIRST_LOOK.min(config.health_check.timeout)).await;
         tokio::spawn(summary::report(fleet));
+        tokio::spawn(alerts::watch(Arc::clone(&gateway), Hysteresis::default()));
         let tasks = TaskTracker::new();
         let door = FrontDoor::new(
             Arc::clone(&gateway),
