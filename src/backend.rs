@@ -16,6 +16,7 @@ use crate::clock::Moment;
 use crate::config;
 use crate::depth::Depth;
 use crate::health::{Change, Health, ramp};
+use crate::metrics::Traffic;
 use crate::pace::{Learnt, Pace};
 use crate::relay::StopReason;
 use crate::selection::Candidate;
@@ -141,6 +142,8 @@ pub struct Live {
     pub failures: AtomicU64,
     /// Client WebSockets open through it.
     pub sockets: AtomicU32,
+    /// What it answered, for metrics.
+    pub traffic: Traffic,
     /// Set to have it probed soon.
     pub poke: Notify,
     /// Where its name resolved to last.
@@ -178,6 +181,7 @@ impl Live {
             checks: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             sockets: AtomicU32::new(0),
+            traffic: Traffic::default(),
             poke: Notify::new(),
             address: ArcSwapOption::empty(),
             keeps_old: AtomicBool::new(standing.keeps_old()),

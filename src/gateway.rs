@@ -20,6 +20,7 @@ use crate::identity::address::TrustedProxies;
 use crate::identity::crowd::{self, CrowdWatch};
 use crate::identity::session::SigningKey;
 use crate::logging::TARGET;
+use crate::metrics::Metrics;
 use crate::probe::Prober;
 use crate::rejection::{Kind, Rejection};
 use crate::retry::RetryBudget;
@@ -41,6 +42,8 @@ pub struct Gateway {
     pub signing_key: SigningKey,
     /// Keeps retry storms away.
     pub budget: Arc<RetryBudget>,
+    /// What Prometheus is told.
+    pub metrics: Metrics,
     /// Time for placements.
     pub clock: Clock,
     /// When this process started.
@@ -84,6 +87,7 @@ impl Gateway {
             affinity,
             signing_key,
             budget: Arc::default(),
+            metrics: Metrics::default(),
             clock: Clock::start(),
             started: Moment::now(),
             stopping: watch::Sender::new(false),
@@ -175,6 +179,9 @@ impl Gateway {
         let placed = self.affinity.get_or_place_with(envelope.key, envelope.now, |current| {
             current.filter(|&id| stays(id)).or_else(|| self.choose(view, envelope, tried))
         });
+        if placed.is_some_and(|placed| placed.has_moved()) {
+            self.metrics.failed_over();
+        }
         let backend = placed.and_then(|placed| view.get(BackendId(placed.backend)));
         match backend {
             Some(backend) => Ok(self.towards(Arc::clone(backend), envelope)),

@@ -13,12 +13,14 @@
 //!
 //! Beside it: [`probe`] looks at each [`backend`], [`health`] judges it, [`depth`] and [`pace`]
 //! count its work; [`keeper`] carries over into the next process what [`state`] stores; [`admin`]
-//! shows all of it. [`config`] is what the user said; [`sim`] is a ComfyUI without a GPU, and
-//! [`conformance`] tells whether a server behaves like the real one.
+//! shows all of it, [`metrics`] count it and [`alerts`] tell when it breaks. [`config`] is what the
+//! user said; [`sim`] is a ComfyUI without a GPU, and [`conformance`] tells whether a server behaves
+//! like the real one.
 
 pub mod access;
 pub mod admin;
 pub mod affinity;
+pub mod alerts;
 pub mod backend;
 pub mod cli;
 pub mod clock;
@@ -34,6 +36,7 @@ pub mod health;
 pub mod identity;
 pub mod keeper;
 pub mod logging;
+pub mod metrics;
 pub mod operator;
 pub mod pace;
 pub mod probe;

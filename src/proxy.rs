@@ -278,6 +278,7 @@ impl ProxyHttp for Proxy {
         }
         if session.response_written().is_none() {
             let _ = respond(session, &refused).await;
+            self.gateway.metrics.rejected(refused.kind);
         }
         journey.refused = Some(refused);
         FailToProxy { error_code, can_reuse_downstream: clean }
@@ -299,6 +300,7 @@ impl ProxyHttp for Proxy {
 
     /// Counts and logs the request.
     async fn logging(&self, session: &mut Session, error: Option<&Error>, journey: &mut Journey) {
+        self.count(session, journey);
         let Some(envelope) = journey.envelope.as_deref() else { return };
         if let (Some(destination), Some(answered)) = (&journey.destination, journey.answered) {
             destination.backend.live.answered_in(answered - envelope.started);
@@ -336,6 +338,17 @@ enum Sent {
 }
 
 impl Proxy {
+    /// Counts the request if an answer to it began.
+    fn count(&self, session: &Session, journey: &Journey) {
+        let Some(response) = session.response_written() else { return };
+        let destination = journey.destination.as_ref();
+        let traffic =
+            destination.map_or(&self.gateway.metrics.front, |to| &to.backend.live.traffic);
+        let took = journey.envelope.as_ref().map(|envelope| envelope.started.elapsed());
+        let method = session.req_header().method.as_str();
+        traffic.answered(method, response.status.as_u16(), took.unwrap_or_default());
+    }
+
     /// Decides whether a failed request is tried again, and where.
     #[expect(clippy::unnecessary_box_returns, reason = "as Pingora's errors come")]
     fn failed(
@@ -386,7 +399,10 @@ impl Proxy {
         journey.retry = None;
         journey.retry = self.gateway.budget.retry().await;
         match journey.retry {
-            Some(_) => Ok(()),
+            Some(_) => {
+                self.gateway.metrics.retried();
+                Ok(())
+            }
             None => Err(journey.refuse(
                 Rejection::new(Kind::UpstreamFailed, "the ComfyUI server failed").retry_after(1),
             )),

@@ -43,6 +43,26 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind, in the order of the enum. While the last one stays last, a kind that is
+    /// missing here does not compile.
+    pub const ALL: [Self; Self::UpstreamTimeout as usize + 1] = [
+        Self::BadRequest,
+        Self::InvalidValue,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::Timeout,
+        Self::Conflict,
+        Self::BodyTooLarge,
+        Self::RateLimited,
+        Self::HeadersTooLarge,
+        Self::UpstreamFailed,
+        Self::NoBackend,
+        Self::StorageUnavailable,
+        Self::UpstreamTimeout,
+    ];
+
     /// The name in the reply, in logs and in metrics.
     pub fn name(self) -> &'static str {
         self.parts().0
@@ -157,6 +177,13 @@ impl Rejection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_kinds_stand_in_the_order_of_the_enum() {
+        for (place, kind) in Kind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, place, "{kind:?}");
+        }
+    }
 
     #[test]
     fn a_refusal_has_comfyuis_error_shape() {

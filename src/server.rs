@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
+use crate::alerts::{self, Hysteresis};
 use crate::config::{self, Config, Loaded, Sources};
 use crate::edge::FrontDoor;
 use crate::edge::tls::Acceptor;
@@ -97,6 +98,7 @@ impl Server {
 
         gateway.prober.first_round(FIRST_LOOK.min(config.health_check.timeout)).await;
         tokio::spawn(summary::report(fleet));
+        tokio::spawn(alerts::watch(Arc::clone(&gateway), Hysteresis::default()));
         let tasks = TaskTracker::new();
         let door = FrontDoor::new(
             Arc::clone(&gateway),
@@ -192,6 +194,7 @@ async fn reload(gateway: &Arc<Gateway>, sources: &Sources, operator: &Operator) 
     let loaded = match config::load(sources) {
         Ok(loaded) => loaded,
         Err(problems) => {
+            gateway.metrics.reloaded(false);
             error!(target: TARGET, "reload refused, the running configuration stays:\n{problems}");
             return;
         }
@@ -206,6 +209,7 @@ async fn reload(gateway: &Arc<Gateway>, sources: &Sources, operator: &Operator) 
     gateway.trust(&config.server.trusted_proxies);
     logging::set_verbose(config.server.debug);
     operator.reload(config).await;
+    gateway.metrics.reloaded(true);
     info!(target: TARGET, "configuration reloaded");
 }
 

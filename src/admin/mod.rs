@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /healthz` | 200: the process lives |
 //! | `GET /readyz` | 200: the first check is done and a backend is healthy; else 503 |
+//! | `GET /metrics` | for Prometheus ([`metrics`]) |
 //! | `GET /lb/stats` | totals |
 //! | `GET /lb/log`, `POST /lb/log {"verbose": true}` | verbose logging |
 //!
@@ -31,6 +32,7 @@ use subtle::ConstantTimeEq;
 
 use crate::gateway::Gateway;
 use crate::logging;
+use crate::metrics;
 use crate::operator::{Actor, Operator};
 use crate::rejection::{Kind, Rejection};
 use views::Stats;
@@ -45,7 +47,8 @@ pub struct Admin {
 pub fn router(gateway: &Arc<Gateway>, operator: &Arc<Operator>) -> Router {
     let admin = Arc::new(Admin { gateway: Arc::clone(gateway), operator: Arc::clone(operator) });
     let guard = middleware::from_fn_with_state((Arc::clone(&admin), Port::Admin), authorise);
-    let guarded = endpoints().fallback(not_found).layer(guard);
+    let guarded =
+        endpoints().merge(metrics::routes(gateway).with_state(())).fallback(not_found).layer(guard);
     Router::new()
         .route("/healthz", get(|| async { Json(Health { status: "ok" }) }))
         .route("/readyz", get(readyz))
@@ -188,6 +191,7 @@ impl IntoResponse for Rejection {
         let status = StatusCode::from_u16(self.kind.status().as_u16());
         let mut response =
             (status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), self.body()).into_response();
+        response.extensions_mut().insert(self.kind);
         for (name, value) in self.headers() {
             if let Ok(value) = value.parse() {
                 response.headers_mut().insert(name, value);

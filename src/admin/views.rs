@@ -166,6 +166,6 @@ impl BackendView {
 }
 
 /// Share of calls that did not fail; 1 before the first.
-fn success_rate(calls: u64, failures: u64) -> f64 {
+pub(crate) fn success_rate(calls: u64, failures: u64) -> f64 {
     if calls == 0 { 1.0 } else { calls.saturating_sub(failures) as f64 / calls as f64 }
 }

@@ -12,10 +12,11 @@ use super::backends::headers;
 use super::checked::{
     AccessLog, Admin, Affinity, Alerts, Backend, Cache, ClientEvents, Config, Failover, Fairness,
     HealthCheck, Isolation, Limits, Log, LogFormat, Mode, Pool, ProxyProtocol, Queue, Scheduler,
-    Server, Session, Strategy,
+    Server, Session, Strategy, Webhook,
 };
 use super::not_yet::{NOT_YET, Then};
 use super::raw::Node;
+use super::secret::Secret;
 use super::tls::tls;
 
 const MS: Duration = Duration::from_millis(1);
@@ -209,15 +210,35 @@ fn admin(node: &Node<'_>) -> Admin {
 
 fn alerts(node: &Node<'_>) -> Alerts {
     Alerts {
-        webhooks: node.get("webhooks").list("give a list of URLs", |item| {
-            let url = item.secret()?;
-            if !url.reveal().starts_with("http://") && !url.reveal().starts_with("https://") {
-                item.masked_problem("use an http:// or https:// URL".to_owned());
-            }
-            Some(url)
-        }),
+        webhooks: node.get("webhooks").list("give a list of URLs", webhook),
         queue_above: node.get("queue_above").int(100, 0..=10_000_000),
     }
+}
+
+/// A URL, or `{url, secret}`; the URL may itself be `{env: NAME}` or `{file: PATH}`.
+fn webhook(node: &Node<'_>) -> Option<Webhook> {
+    let (url, secret) = (node.get("url"), node.get("secret"));
+    if !url.is_set() && !secret.is_set() {
+        return Some(Webhook { url: webhook_url(node)?, secret: None });
+    }
+    for (name, value) in node.entries() {
+        if name != "url" && name != "secret" {
+            value.masked_problem("unknown key; use one of url, secret".to_owned());
+        }
+    }
+    if !url.is_set() {
+        url.problem("give the URL to post to".to_owned());
+    }
+    Some(Webhook { secret: secret.secret(), url: webhook_url(&url)? })
+}
+
+fn webhook_url(node: &Node<'_>) -> Option<Secret> {
+    let secret = node.secret()?;
+    let url = url::Url::parse(secret.reveal());
+    if !url.is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) {
+        node.masked_problem("use an http:// or https:// URL".to_owned());
+    }
+    Some(secret)
 }
 
 fn log(node: &Node<'_>) -> Log {

@@ -279,10 +279,19 @@ pub enum ClientEvents {
 /// `alerts`: whom to tell when something breaks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alerts {
-    /// URLs to post to; they often carry a token.
-    pub webhooks: Vec<Secret>,
+    /// Who gets a message.
+    pub webhooks: Vec<Webhook>,
     /// Queued prompts in all above which an alert fires.
     pub queue_above: u64,
+}
+
+/// One of `alerts.webhooks`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Webhook {
+    /// URL to post to, http or https; it often carries a token.
+    pub url: Secret,
+    /// What messages are signed with.
+    pub secret: Option<Secret>,
 }
 
 /// `cache`: responses kept by the gateway.

@@ -60,5 +60,4 @@ pub(super) const NOT_YET: &[NotYet] = &[
         asked: |c| !c.pool.no_retry_nodes.is_empty(),
         then: Then::Warn,
     },
-    NotYet { key: "alerts.webhooks", asked: |c| !c.alerts.webhooks.is_empty(), then: Then::Warn },
 ];

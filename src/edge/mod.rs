@@ -32,6 +32,7 @@ use tokio_util::task::TaskTracker;
 use crate::access::{self, Record};
 use crate::gateway::Gateway;
 use crate::logging::TARGET;
+use crate::metrics;
 use crate::proxy::Proxy;
 use crate::rejection::Rejection;
 use admit::{Admission, Body, admit};
@@ -64,6 +65,7 @@ impl FrontDoor {
         admin: axum::Router,
         tasks: TaskTracker,
     ) -> Arc<Self> {
+        let admin = metrics::count_local(admin, &gateway);
         Arc::new(Self { gateway, proxy, acceptor, admin, tasks })
     }
 
@@ -143,6 +145,8 @@ impl FrontDoor {
                     return local::serve(self.admin.clone(), stream, buffer, peer).await;
                 }
                 Admission::Redirect { location, has_body } => {
+                    let method = method_of(&buffer);
+                    self.gateway.metrics.front.answered(method, 302, Duration::ZERO);
                     let _ = buffer.split_to(length);
                     let response = admit::redirect(&location);
                     if has_body {
@@ -153,6 +157,7 @@ impl FrontDoor {
                     }
                 }
                 Admission::Refuse(refused) => {
+                    self.gateway.metrics.refused(method_of(&buffer), &refused);
                     log_refusal(&buffer[..length], peer, &refused);
                     return refuse(stream, &refused.to_http1()).await;
                 }
@@ -173,6 +178,7 @@ impl FrontDoor {
             Ok(length) => Some(length),
             Err(NoHead::Gone) => None,
             Err(NoHead::Refused(refused)) => {
+                self.gateway.metrics.refused(method_of(buffer), &refused);
                 send_and_linger(stream, &refused.to_http1()).await;
                 None
             }
@@ -221,6 +227,12 @@ fn take_request(
             head
         }
     }
+}
+
+/// A request's method, as far as its first line can be read.
+fn method_of(head: &[u8]) -> &str {
+    let word = head.split(|&byte| byte == b' ').next().unwrap_or_default();
+    std::str::from_utf8(word).unwrap_or_default()
 }
 
 /// Refused requests stand in the access log too, as far as their first line can be read.

@@ -63,7 +63,10 @@ pub(super) async fn serve(
         Ok(opened) => {
             Box::pin(answer_and_relay(gateway, stream, &envelope, &handshake, opened)).await;
         }
-        Err(refused) => refuse(stream, &refused.to_http1()).await,
+        Err(refused) => {
+            gateway.metrics.refused("GET", &refused);
+            refuse(stream, &refused.to_http1()).await;
+        }
     }
 }
 
@@ -109,7 +112,7 @@ async fn open(
             retry = gateway.budget.retry().await;
         }
         match retry {
-            Some(_) => {}
+            Some(_) => gateway.metrics.retried(),
             _ if failure == Failure::Timeout => {
                 let message = "the ComfyUI server did not answer the WebSocket handshake in time";
                 return Err(Rejection::new(Kind::UpstreamTimeout, message));
@@ -203,11 +206,16 @@ async fn answer_and_relay(
             Kind::UpstreamFailed,
             "the ComfyUI server's WebSocket handshake makes no sense",
         );
+        gateway.metrics.refused("GET", &refused);
         return refuse(stream, &refused.to_http1()).await;
     }
+    let answered = || {
+        backend.live.traffic.answered("GET", head.status, envelope.started.elapsed());
+    };
     let show_backend = gateway.config.load().server.backend_header;
     let name = show_backend.then(|| backend.name());
     if head.status != 101 {
+        answered();
         return pass_refusal(stream, upstream, &head, behind, name).await;
     }
     let Ok(response) = response_head(&head, name) else { return };
@@ -218,6 +226,7 @@ async fn answer_and_relay(
     if !matches!(timeout(HANDSHAKE_TIMEOUT, written).await, Ok(Ok(()))) {
         return;
     }
+    answered();
     let _open = OpenSocket::new(gateway, &backend, envelope);
     let prefix = Prefix { backend: behind.freeze(), ..Prefix::default() };
     let stop = stop_reason(backend.live.watch(), gateway.stopping_hard());

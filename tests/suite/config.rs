@@ -469,6 +469,9 @@ fn broken_secrets_never_show() {
         "health_check: {headers: 'Authorization: s3cret'}",
         "health_check: {headers: {X-A: {envv: s3cret}}}",
         "alerts: {webhooks: [s3cret]}",
+        "alerts: {webhooks: ['file:///s3cret']}",
+        "alerts: {webhooks: [{url: 's3cret://a', secret: s3cret}]}",
+        "alerts: {webhooks: [{secret: s3cret, url: 'http://a', to: s3cret}]}",
         "backends: ['http://a/?token=s3cret']",
     ] {
         let told = complaint(text);
@@ -479,7 +482,7 @@ fn broken_secrets_never_show() {
 #[test]
 fn what_is_not_built_yet_is_warned_of() {
     let text = "backends: [http://a]\npool: {prefetch: 1, isolation: user, keep_outputs: 10GB}\n\
-                alerts: {webhooks: ['https://hooks.example']}\nscheduler: {zones: {eu: ['::/0']}}\n\
+                scheduler: {zones: {eu: ['::/0']}}\n\
                 health_check: {interval: 1s, timeout: 2s}\n";
     let loaded = load_text(text, &[], Flags::default()).unwrap();
     assert_eq!(loaded.config.pool.keep_outputs, 10_000_000_000);
@@ -490,10 +493,27 @@ fn what_is_not_built_yet_is_warned_of() {
             "pool.prefetch: has no effect yet",
             "pool.isolation: has no effect yet",
             "pool.keep_outputs: has no effect yet",
-            "alerts.webhooks: has no effect yet",
             "health_check.timeout: longer than health_check.interval, so polls fall behind",
         ]
     );
+}
+
+#[test]
+fn webhooks_are_urls_with_or_without_a_secret() {
+    let text = "backends: [http://a]\nalerts: {webhooks: ['https://a.example/x', {url: {env: HOOK}, \
+                secret: {env: KEY}}, {env: HOOK}]}\n";
+    let env = [("HOOK", "http://b.example/token"), ("KEY", "k")];
+    let config = load_text(text, &env, Flags::default()).unwrap().config;
+    let shown = |hook: &comfygate::config::Webhook| {
+        (hook.url.reveal().to_owned(), hook.secret.as_ref().map(|s| s.reveal().to_owned()))
+    };
+    let hooks: Vec<_> = config.alerts.webhooks.iter().map(shown).collect();
+    let b = "http://b.example/token".to_owned();
+    assert_eq!(
+        hooks,
+        [("https://a.example/x".to_owned(), None), (b.clone(), Some("k".to_owned())), (b, None)]
+    );
+    assert!(!format!("{config:?}").contains("b.example"));
 }
 
 /// Loads a file beside the fixtures of `tests/fixtures/tls`.

@@ -1,9 +1,11 @@
 //! Integration tests, one binary so that they link once.
 
+mod alerts;
 mod browser;
 mod config;
 mod conformance;
 mod faults;
+mod metrics;
 mod readme;
 mod simulator;
 mod sticky;
