@@ -27,7 +27,7 @@ use crate::logging::TARGET;
 use crate::probe::Prober;
 use crate::proxy::Proxy;
 use crate::state::{State, load_or_make_cookie_key};
-use crate::{access, admin, keeper, logging, summary};
+use crate::{access, admin, keeper, logging, summary, tasks};
 
 /// Requests wait this long at most for the first look at the backends.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -85,8 +85,10 @@ impl Server {
             Arc::new(Gateway::new(config.clone(), Arc::clone(&fleet), prober, self.signing_key));
         if let Some(state) = &self.state {
             keeper::restore(&gateway, state);
+            keeper::restore_rates(&gateway, state);
         }
         added.iter().for_each(|backend| gateway.prober.start(backend));
+        tokio::spawn(tasks::follow::run(Arc::clone(&gateway)));
 
         let admin_listener = listen(self.admin)?;
         let admin_address = admin_listener.local_addr()?;
@@ -95,13 +97,13 @@ impl Server {
 
         gateway.prober.first_round(FIRST_LOOK.min(config.health_check.timeout)).await;
         tokio::spawn(summary::report(fleet));
-        let tasks = TaskTracker::new();
+        let connections = TaskTracker::new();
         let door = FrontDoor::new(
             Arc::clone(&gateway),
             Arc::new(http_proxy(&server_conf(&config), Proxy::new(Arc::clone(&gateway)))),
             self.acceptor,
             admin::data_port_router(&gateway),
-            tasks.clone(),
+            connections.clone(),
         );
         let listener = listen(self.data)?;
         info!(target: TARGET, "listening on {}, admin on {admin_address}", listener.local_addr()?);
@@ -112,7 +114,7 @@ impl Server {
             let _ = stop.await;
         }));
         wait_for_signals(&gateway, &self.sources, &learnt).await?;
-        drain(&gateway, &tasks).await;
+        drain(&gateway, &connections).await;
         drop(stopped);
         let _ = keeper.await;
         Ok(())

@@ -7,11 +7,16 @@
 //! | `GET /lb/stats` | totals |
 //! | `GET /lb/backends` | every backend |
 //! | `GET /lb/backends/{name}` | one backend |
+//! | `GET /lb/tasks?state=&limit=&offset=` | prompts that passed, the newest first |
+//! | `GET /lb/tasks/{id}`, `DELETE /lb/tasks/{id}` | one of them; its cancellation |
+//! | `GET /lb/session`, `POST /lb/session {"backend": "NAME"}` | the caller; data port, no token |
 //! | `GET /lb/log`, `POST /lb/log {"verbose": true}` | verbose logging |
 //!
 //! With `admin.token` everything but the first two wants `Authorization: Bearer`. The data port
 //! serves `/lb/*` too, and never without a token.
 
+pub mod session;
+mod tasks;
 pub mod views;
 
 use std::sync::Arc;
@@ -50,6 +55,7 @@ pub fn data_port_router(gateway: &Arc<Gateway>) -> Router {
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state((Arc::clone(gateway), Port::Data), authorise))
+        .merge(session::routes(gateway))
 }
 
 fn endpoints(gateway: &Arc<Gateway>) -> Router {
@@ -58,6 +64,7 @@ fn endpoints(gateway: &Arc<Gateway>) -> Router {
         .route("/lb/backends", get(backends))
         .route("/lb/backends/{name}", get(backend))
         .route("/lb/log", get(log_state).post(set_log))
+        .merge(tasks::routes())
         .with_state(Arc::clone(gateway))
 }
 
