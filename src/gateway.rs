@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use log::warn;
@@ -16,6 +17,7 @@ use crate::config::Config;
 use crate::depth::Sending;
 use crate::edge::envelope::Envelope;
 use crate::fleet::{Fleet, View};
+use crate::identity::ClientKey;
 use crate::identity::address::TrustedProxies;
 use crate::identity::crowd::{self, CrowdWatch};
 use crate::identity::session::SigningKey;
@@ -25,6 +27,10 @@ use crate::probe::Prober;
 use crate::rejection::{Kind, Rejection};
 use crate::retry::RetryBudget;
 use crate::selection::{self, Client, Rule};
+use crate::tasks::Tasks;
+
+/// A client asks for its results within this time after its last prompt ended.
+const TIME_TO_FETCH: Duration = Duration::from_secs(5);
 
 /// What every part of a running gateway shares.
 pub struct Gateway {
@@ -40,6 +46,8 @@ pub struct Gateway {
     pub trusted: ArcSwap<TrustedProxies>,
     /// Signs cookies and tabs.
     pub signing_key: SigningKey,
+    /// The prompts that passed.
+    pub tasks: Tasks,
     /// Keeps retry storms away.
     pub budget: Arc<RetryBudget>,
     /// What Prometheus is told.
@@ -86,6 +94,7 @@ impl Gateway {
             prober,
             affinity,
             signing_key,
+            tasks: Tasks::default(),
             budget: Arc::default(),
             metrics: Metrics::default(),
             clock: Clock::start(),
@@ -248,9 +257,11 @@ impl Gateway {
         }
     }
 
-    /// Whether a client of a draining backend may be given another one.
-    pub fn may_leave(&self, _client: crate::identity::ClientKey) -> bool {
-        true
+    /// Whether a client of a draining backend may be given another one: nothing of it is queued
+    /// or running there, and what ended last has had time to be fetched.
+    pub fn may_leave(&self, client: ClientKey) -> bool {
+        let fetched = |ended: Moment| Moment::now().since(ended) >= TIME_TO_FETCH;
+        self.tasks.open_of(client) == 0 && self.tasks.last_end_of(client).is_none_or(fetched)
     }
 
     /// Believes other peers from now on.

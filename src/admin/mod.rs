@@ -6,12 +6,17 @@
 //! | `GET /readyz` | 200: the first check is done and a backend is healthy; else 503 |
 //! | `GET /metrics` | for Prometheus ([`metrics`]) |
 //! | `GET /lb/stats` | totals |
+//! | `GET /lb/tasks?state=&limit=&offset=` | prompts that passed, the newest first |
+//! | `GET /lb/tasks/{id}`, `DELETE /lb/tasks/{id}` | one of them; its cancellation |
+//! | `GET /lb/session`, `POST /lb/session {"backend": "NAME"}` | the caller; data port, no token |
 //! | `GET /lb/log`, `POST /lb/log {"verbose": true}` | verbose logging |
 //!
 //! and the endpoints of [`backends`]. With `admin.token` everything but the first two wants
 //! `Authorization: Bearer`. The data port serves `/lb/*` too, and never without a token.
 
 pub mod backends;
+pub mod session;
+mod tasks;
 pub mod views;
 
 use std::sync::Arc;
@@ -47,8 +52,10 @@ pub struct Admin {
 pub fn router(gateway: &Arc<Gateway>, operator: &Arc<Operator>) -> Router {
     let admin = Arc::new(Admin { gateway: Arc::clone(gateway), operator: Arc::clone(operator) });
     let guard = middleware::from_fn_with_state((Arc::clone(&admin), Port::Admin), authorise);
-    let guarded =
-        endpoints().merge(metrics::routes(gateway).with_state(())).fallback(not_found).layer(guard);
+    let guarded = endpoints(gateway)
+        .merge(metrics::routes(gateway).with_state(()))
+        .fallback(not_found)
+        .layer(guard);
     Router::new()
         .route("/healthz", get(|| async { Json(Health { status: "ok" }) }))
         .route("/readyz", get(readyz))
@@ -61,18 +68,20 @@ pub fn router(gateway: &Arc<Gateway>, operator: &Arc<Operator>) -> Router {
 pub fn data_port_router(gateway: &Arc<Gateway>, operator: &Arc<Operator>) -> Router {
     let admin = Arc::new(Admin { gateway: Arc::clone(gateway), operator: Arc::clone(operator) });
     let guard = middleware::from_fn_with_state((Arc::clone(&admin), Port::Data), authorise);
-    endpoints()
+    endpoints(gateway)
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .layer(guard)
         .with_state(admin)
+        .merge(session::routes(gateway))
 }
 
-fn endpoints() -> Router<Arc<Admin>> {
+fn endpoints(gateway: &Arc<Gateway>) -> Router<Arc<Admin>> {
     Router::new()
         .route("/lb/stats", get(stats))
         .route("/lb/log", get(log_state).post(set_log))
         .merge(backends::routes())
+        .merge(tasks::routes().with_state(Arc::clone(gateway)))
 }
 
 /// Who calls an endpoint.

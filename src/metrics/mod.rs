@@ -33,6 +33,7 @@ pub use endpoint::{count_local, routes};
 pub use traffic::Traffic;
 
 use crate::rejection::{Kind, Rejection};
+use crate::tasks::{TaskChange, TaskState};
 
 /// Bounds of a task's waiting and running time, in seconds: a picture takes a few, a video an hour.
 const TASK_SECONDS: [f64; 13] =
@@ -157,6 +158,18 @@ impl Metrics {
         if let Some(run) = run {
             self.task_run.observe(run);
         }
+    }
+
+    /// A task changed as it came to count.
+    pub fn task_changed(&self, change: &TaskChange) {
+        let end = match change.state {
+            TaskState::Queued | TaskState::Running => return,
+            TaskState::Completed => TaskEnd::Completed,
+            TaskState::Failed => TaskEnd::Failed,
+            TaskState::Cancelled => TaskEnd::Cancelled,
+        };
+        let time = |seconds: Option<f64>| Duration::try_from_secs_f64(seconds?).ok();
+        self.task_ended(end, time(change.wait_seconds), time(change.run_seconds));
     }
 
     /// A reload of the configuration ended so.

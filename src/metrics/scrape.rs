@@ -7,7 +7,6 @@ use prometheus::TextEncoder;
 use prometheus::proto::{Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
 use super::{CacheResult, Metrics, TaskEnd, Traffic};
-use crate::admin::views::success_rate;
 use crate::backend::Backend;
 use crate::clock::Moment;
 use crate::gateway::Gateway;
@@ -21,7 +20,7 @@ pub fn page(gateway: &Gateway) -> prometheus::Result<String> {
     let view = gateway.fleet.view();
     let mut page = Page::default();
     traffic(&mut page, &gateway.metrics.front, &view.backends);
-    standing(&mut page, &view.backends);
+    standing(&mut page, gateway, &view.backends);
     work(&mut page, gateway, &view.backends);
     totals(&mut page, gateway, &view.backends);
     events(&mut page, &gateway.metrics);
@@ -48,7 +47,7 @@ fn traffic(page: &mut Page, front: &Traffic, backends: &[Arc<Backend>]) {
     page.histograms("request_duration_seconds", help, durations);
 }
 
-fn standing(page: &mut Page, backends: &[Arc<Backend>]) {
+fn standing(page: &mut Page, gateway: &Gateway, backends: &[Arc<Backend>]) {
     let up = backends
         .iter()
         .map(|backend| (of(backend), f64::from(u8::from(backend.live.standing().is_healthy()))));
@@ -63,9 +62,10 @@ fn standing(page: &mut Page, backends: &[Arc<Backend>]) {
     page.gauges("backend_state", "1 for the state that a backend is in, 0 for the others.", states);
     let ratio = backends.iter().map(|backend| {
         let live = &backend.live;
-        (of(backend), success_rate(live.calls.load(Relaxed), live.failures.load(Relaxed)))
+        let (calls, failures) = (live.calls.load(Relaxed), live.failures.load(Relaxed));
+        (of(backend), gateway.tasks.success_rate(backend.id, calls, failures))
     });
-    let help = "Share of the requests handed to a backend that did not fail on it.";
+    let help = "Share of a backend's requests and prompts that did not fail on it.";
     page.gauges("backend_success_ratio", help, ratio);
 }
 

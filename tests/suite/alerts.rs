@@ -21,6 +21,7 @@ use comfygate::gateway::Gateway;
 use comfygate::identity::session::SigningKey;
 use comfygate::pace::Learnt;
 use comfygate::probe::Prober;
+use comfygate::roster::{Changes, Roster};
 use comfygate::sim::{Sim, SimConfig};
 use hmac::{Hmac, Mac};
 use jiff::Timestamp;
@@ -90,7 +91,8 @@ fn verify(secret: &str, headers: &HeaderMap, body: &[u8]) {
 fn gateway(config: config::Config) -> Arc<Gateway> {
     let fleet = Arc::new(Fleet::new());
     let prober = Prober::new(Arc::clone(&fleet), config.health_check.clone()).unwrap();
-    let added = fleet.apply(config.backends.clone(), |_| Learnt::default()).added;
+    let (members, _) = Roster::new(config.backends.clone(), Changes::default()).members();
+    let added = fleet.apply(members, |_| Learnt::default()).added;
     let gateway = Gateway::new(config, fleet, prober, SigningKey::from_bytes(&[7; 32]));
     for backend in &added {
         gateway.prober.start(backend);

@@ -10,4 +10,5 @@ mod readme;
 mod simulator;
 mod sticky;
 mod support;
+mod tasks;
 mod websocket;
