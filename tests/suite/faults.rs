@@ -309,14 +309,8 @@ async fn a_refused_connection_sends_any_request_elsewhere() {
 /// about the backend: its clients must not lose their queue, history and files over it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_connection_costs_no_client_its_backend() {
-    let closing = || {
-        let fresh = AtomicBool::new(true);
-        Fake::start(
-            move |_| {
-                if fresh.fetch_xor(true, Relaxed) { Act::Reply("{}") } else { Act::Reset }
-            },
-        )
-    };
+    let closing =
+        || Fake::start(|request| if request.nth == 1 { Act::Reply("{}") } else { Act::Reset });
     let fakes = [closing().await, Fake::replying("second").await];
     let gateway = unsuspecting(&[fakes[0].url(), fakes[1].url()]).await;
     let someone = client_of(&gateway, "comfy-1").await;

@@ -17,6 +17,8 @@ const IDLE_QUEUE: &str = r#"{"queue_running": [], "queue_pending": []}"#;
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     head: String,
+    /// The how-manieth it is on its connection, from 1.
+    pub(crate) nth: usize,
     pub(crate) body: Vec<u8>,
 }
 
@@ -111,9 +113,9 @@ async fn serve(
     seen: &Mutex<Vec<Request>>,
     act: &(dyn Fn(&Request) -> Act + Send + Sync),
 ) -> io::Result<()> {
-    loop {
+    for nth in 1.. {
         let head = read_until(&mut stream, b"\r\n\r\n").await?;
-        let mut request = Request { head, body: Vec::new() };
+        let mut request = Request { head, nth, body: Vec::new() };
         let length = request.header("content-length").parse().unwrap_or(0);
         if request.header("transfer-encoding") == "chunked" {
             request.body = read_until(&mut stream, b"0\r\n\r\n").await?.into_bytes();
@@ -141,6 +143,7 @@ async fn serve(
             }
         }
     }
+    Ok(())
 }
 
 fn ok(text: &str) -> Vec<u8> {
