@@ -26,6 +26,7 @@ use crate::identity::session::SigningKey;
 use crate::logging::TARGET;
 use crate::probe::Prober;
 use crate::proxy::Proxy;
+use crate::registry;
 use crate::state::{State, load_or_make_cookie_key};
 use crate::{access, admin, keeper, logging, summary};
 
@@ -87,6 +88,7 @@ impl Server {
             keeper::restore(&gateway, state);
         }
         added.iter().for_each(|backend| gateway.prober.start(backend));
+        tokio::spawn(registry::watch::watch(Arc::clone(&gateway)));
 
         let admin_listener = listen(self.admin)?;
         let admin_address = admin_listener.local_addr()?;

@@ -8,10 +8,12 @@
 //! | `GET /lb/backends` | every backend |
 //! | `GET /lb/backends/{name}` | one backend |
 //! | `GET /lb/log`, `POST /lb/log {"verbose": true}` | verbose logging |
+//! | `/api/v1/ai_analysis/…` | the service registry, see [`crate::registry::api`] |
 //!
 //! With `admin.token` everything but the first two wants `Authorization: Bearer`. The data port
 //! serves `/lb/*` too, and never without a token.
 
+pub mod endpoint_policy;
 pub mod views;
 
 use std::sync::Arc;
@@ -28,6 +30,7 @@ use subtle::ConstantTimeEq;
 
 use crate::gateway::Gateway;
 use crate::logging;
+use crate::registry;
 use crate::rejection::{Kind, Rejection};
 use views::{BackendView, Backends, Stats};
 
@@ -58,6 +61,7 @@ fn endpoints(gateway: &Arc<Gateway>) -> Router {
         .route("/lb/backends", get(backends))
         .route("/lb/backends/{name}", get(backend))
         .route("/lb/log", get(log_state).post(set_log))
+        .merge(registry::api::routes(gateway))
         .with_state(Arc::clone(gateway))
 }
 
