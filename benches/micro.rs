@@ -23,6 +23,8 @@ fn client(number: u32) -> ClientKey {
 /// A farm where the ring alone does not decide: every second backend has something to do.
 fn farm(size: u32) -> (Vec<Candidate>, Ring) {
     let candidate = |number: u32| Candidate {
+        serves: true,
+        in_zone: false,
         eligible: true,
         backup: false,
         suspect: false,
@@ -41,7 +43,12 @@ fn farm(size: u32) -> (Vec<Candidate>, Ring) {
 
 fn selection(c: &mut Criterion) {
     let mut group = c.benchmark_group("choose a backend");
-    let rule = Rule { strategy: Strategy::LeastBusy, prefer_idle: false, queue_weight: true };
+    let rule = Rule {
+        strategy: Strategy::LeastBusy,
+        prefer_idle: false,
+        queue_weight: true,
+        zone_spill: 2,
+    };
     for size in [3, 30, 300] {
         let (candidates, ring) = farm(size);
         group.bench_function(BenchmarkId::from_parameter(size), |b| {

@@ -12,6 +12,7 @@ use log::{info, warn};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
+use crate::admin::endpoint_policy::{self, EndpointPolicy};
 use crate::backend::{Backend, Wanted};
 use crate::config::{self, Config, Strategy};
 use crate::gateway::Gateway;
@@ -40,6 +41,12 @@ impl Actor {
     pub fn gateway(why: &str) -> Self {
         Self { who: "gateway", from: why.to_owned() }
     }
+}
+
+/// Writes the audit line of a change.
+pub fn audit(actor: &Actor, what: &str, before: &str, after: &str) {
+    let Actor { who, from } = actor;
+    info!(target: TARGET, "audit: {who} ({from}) changed {what}: {before} → {after}");
 }
 
 type LearntOf = Box<dyn Fn(&str) -> Learnt + Send + Sync>;
@@ -105,6 +112,10 @@ impl Operator {
     pub async fn add(&self, words: Value, actor: &Actor) -> Result<Arc<Backend>, Rejection> {
         let spec = config::backend_of(&words)
             .map_err(|problems| Rejection::new(Kind::InvalidValue, problems.to_string()))?;
+        let allowed = self.gateway.config.load().admin.allow_endpoints.clone();
+        let addresses = endpoint_policy::resolve(&spec.endpoint).await?;
+        let addresses: Vec<_> = addresses.iter().map(std::net::SocketAddr::ip).collect();
+        endpoint_policy::check(&spec.endpoint, &addresses, &EndpointPolicy::new(&allowed))?;
         let after = spec.endpoint.url();
         self.change(
             actor,
@@ -169,11 +180,7 @@ impl Operator {
         *roster = changed;
         self.put_in_place(&roster);
         self.choose_strategy(&roster);
-        info!(
-            target: TARGET,
-            "audit: {} ({}) changed {}: {} → {}",
-            actor.who, actor.from, change.what, change.before, change.after
-        );
+        audit(actor, change.what, &change.before, &change.after);
         Ok(())
     }
 

@@ -120,15 +120,17 @@ impl ProxyHttp for Proxy {
         _session: &mut Session,
         journey: &mut Journey,
     ) -> Result<Box<HttpPeer>> {
-        let is_prompt = journey.envelope.as_deref().is_some_and(|envelope| envelope.is_prompt);
         if let Some(next_try) = journey.next_try.take() {
             self.make_room(journey).await?;
             if next_try == NextTry::Elsewhere {
                 self.turn_elsewhere(journey)?;
             }
         }
-        let fresh = is_prompt || journey.asked_again;
-        let peer = journey.destination.as_ref().and_then(|d| upstream::peer(&d.backend, fresh));
+        // What must not be sent twice gets a connection of its own; services are posted to only.
+        let alone = journey.envelope.as_deref();
+        let alone = alone.is_some_and(|e| e.is_prompt || e.service.is_some());
+        let alone = alone || journey.asked_again;
+        let peer = journey.destination.as_ref().and_then(|d| upstream::peer(&d.backend, alone));
         match peer {
             Some(peer) => Ok(peer),
             None => Err(journey.refuse(
@@ -179,10 +181,8 @@ impl ProxyHttp for Proxy {
         for (name, value) in envelope.outgoing(backend) {
             request.insert_header(name, value)?;
         }
-        let base = &backend.spec.endpoint.base;
-        if !base.is_empty() {
-            let path = [base.as_bytes(), request.raw_path()].concat();
-            request.set_raw_path(&path)?;
+        if let Some(target) = destination.target(request.raw_path()) {
+            request.set_raw_path(&target)?;
         }
         Ok(())
     }
@@ -218,6 +218,9 @@ impl ProxyHttp for Proxy {
         response.remove_header("x-comfygate-backend");
         journey.intake = journey.intake.take().filter(|_| response.status.is_success());
         let Some(destination) = &mut journey.destination else { return Ok(()) };
+        if destination.service_path.is_some() {
+            self.gateway.registry.answered(destination.backend.id);
+        }
         if let Some(sending) = destination.sending.take()
             && response.status.is_success()
         {
@@ -293,7 +296,12 @@ impl ProxyHttp for Proxy {
         error: &Error,
         journey: &mut Journey,
     ) -> FailToProxy {
-        let refused = journey.refused.take().or_else(|| refusal_of(error));
+        let asked = match journey.envelope.as_deref().and_then(|envelope| envelope.service.as_ref())
+        {
+            Some(_) => "service",
+            None => "ComfyUI server",
+        };
+        let refused = journey.refused.take().or_else(|| refusal_of(error, asked));
         let Some(refused) = refused else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
@@ -414,6 +422,9 @@ impl Proxy {
             journey.next_try = Some(NextTry::Again);
         } else {
             self.gateway.suspects(backend, &error.etype().as_str().to_lowercase());
+            if destination.service_path.is_some() {
+                self.gateway.registry.failed(backend.id, failure);
+            }
             journey.tried.push(backend.id);
             journey.asked_again = false;
             journey.next_try = (may_retry(&case) == Verdict::Retry).then_some(NextTry::Elsewhere);
@@ -453,15 +464,16 @@ impl Proxy {
 }
 
 /// The refusal that a failure of the proxy itself amounts to; none when the client is gone.
-fn refusal_of(error: &Error) -> Option<Rejection> {
+fn refusal_of(error: &Error, asked: &str) -> Option<Rejection> {
     match (error.esource(), error.etype()) {
         (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout | ErrorType::ConnectTimedout)
             if *error.esource() == ErrorSource::Upstream =>
         {
-            Some(Rejection::new(Kind::UpstreamTimeout, "the ComfyUI server did not answer in time"))
+            let message = format!("the {asked} did not answer in time");
+            Some(Rejection::new(Kind::UpstreamTimeout, message))
         }
         (ErrorSource::Upstream, _) => {
-            Some(Rejection::new(Kind::UpstreamFailed, "the ComfyUI server failed"))
+            Some(Rejection::new(Kind::UpstreamFailed, format!("the {asked} failed")))
         }
         (ErrorSource::Downstream, ErrorType::ReadTimedout) => {
             Some(Rejection::new(Kind::Timeout, "the request's body did not come in time"))

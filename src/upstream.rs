@@ -21,14 +21,14 @@ const READ_TIMEOUT: Duration = Duration::from_mins(5);
 const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Idle connections are dropped before aiohttp's keep-alive of 75 s would race with a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Keeps connections that must be new apart from the kept ones, see [`peer`].
-const FRESH_GROUP: u64 = 1;
+/// Keeps connections of a single request apart from the others, see [`peer`].
+const ALONE_GROUP: u64 = 1;
 
 /// The backend as Pingora connects to it; `None` while its name does not resolve.
 ///
-/// `fresh` asks for a connection of its own. A prompt always gets one: on a kept-alive one the backend's close could
-/// cross the prompt's way, and nobody could tell whether it was queued.
-pub fn peer(backend: &Backend, fresh: bool) -> Option<Box<HttpPeer>> {
+/// A prompt always gets a connection of its own (`alone`): on a kept-alive one the backend's close
+/// could cross the prompt's way, and nobody could tell whether it was queued.
+pub fn peer(backend: &Backend, alone: bool) -> Option<Box<HttpPeer>> {
     let address = *backend.live.address.load().as_deref()?;
     let endpoint = &backend.spec.endpoint;
     // Never an empty SNI: Pingora's rustls connector would skip verification.
@@ -37,9 +37,9 @@ pub fn peer(backend: &Backend, fresh: bool) -> Option<Box<HttpPeer>> {
     peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT * 2);
     peer.options.read_timeout = Some(READ_TIMEOUT);
     peer.options.write_timeout = Some(WRITE_TIMEOUT);
-    peer.options.idle_timeout = Some(if fresh { Duration::ZERO } else { IDLE_TIMEOUT });
-    if fresh {
-        peer.group_key = FRESH_GROUP;
+    peer.options.idle_timeout = Some(if alone { Duration::ZERO } else { IDLE_TIMEOUT });
+    if alone {
+        peer.group_key = ALONE_GROUP;
     }
     Some(peer)
 }

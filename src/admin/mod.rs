@@ -10,11 +10,13 @@
 //! | `GET /lb/tasks/{id}`, `DELETE /lb/tasks/{id}` | one of them; its cancellation |
 //! | `GET /lb/session`, `POST /lb/session {"backend": "NAME"}` | the caller; data port, no token |
 //! | `GET /lb/log`, `POST /lb/log {"verbose": true}` | verbose logging |
+//! | `/api/v1/ai_analysis/…` | the service registry, see [`crate::registry::api`] |
 //!
 //! and the endpoints of [`backends`]. With `admin.token` everything but the first two wants
 //! `Authorization: Bearer`. The data port serves `/lb/*` too, and never without a token.
 
 pub mod backends;
+pub mod endpoint_policy;
 pub mod session;
 mod tasks;
 pub mod views;
@@ -39,6 +41,7 @@ use crate::gateway::Gateway;
 use crate::logging;
 use crate::metrics;
 use crate::operator::{Actor, Operator};
+use crate::registry;
 use crate::rejection::{Kind, Rejection};
 use views::Stats;
 
@@ -82,6 +85,7 @@ fn endpoints(gateway: &Arc<Gateway>) -> Router<Arc<Admin>> {
         .route("/lb/log", get(log_state).post(set_log))
         .merge(backends::routes())
         .merge(tasks::routes().with_state(Arc::clone(gateway)))
+        .merge(registry::api::routes(gateway).with_state(Arc::clone(gateway)))
 }
 
 /// Who calls an endpoint.
@@ -92,7 +96,7 @@ pub(crate) struct Caller {
 
 impl Caller {
     /// The caller as the audit log names it.
-    fn actor(&self) -> Actor {
+    pub(crate) fn actor(&self) -> Actor {
         Actor {
             who: if self.with_token { "token" } else { "no token" },
             from: self.address.map_or_else(|| "unknown".to_owned(), |a| a.ip().to_string()),

@@ -17,12 +17,15 @@ pub const STATES: [&str; 7] = ["unknown", "up", "down", "suspect", "ejected", "d
 
 /// The whole page in Prometheus' text format.
 pub fn page(gateway: &Gateway) -> prometheus::Result<String> {
-    let view = gateway.fleet.view();
+    let fleet = &gateway.fleet.view().backends;
+    // Instances of the service registry answer requests too, and have no queue.
+    let services = gateway.registry.services().into_iter().map(|service| service.backend);
+    let all: Vec<Arc<Backend>> = fleet.iter().cloned().chain(services).collect();
     let mut page = Page::default();
-    traffic(&mut page, &gateway.metrics.front, &view.backends);
-    standing(&mut page, gateway, &view.backends);
-    work(&mut page, gateway, &view.backends);
-    totals(&mut page, gateway, &view.backends);
+    traffic(&mut page, &gateway.metrics.front, &all);
+    standing(&mut page, gateway, &all);
+    work(&mut page, gateway, fleet);
+    totals(&mut page, gateway, fleet);
     events(&mut page, &gateway.metrics);
     tasks(&mut page, &gateway.metrics);
     TextEncoder::new().encode_to_string(&page.families)
