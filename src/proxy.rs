@@ -5,6 +5,8 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::HeaderName;
+use http::header::CONNECTION;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -202,6 +204,7 @@ impl ProxyHttp for Proxy {
     ) -> Result<()> {
         journey.answered = Some(Instant::now());
         journey.retry = None;
+        strip_hop_by_hop(response);
         response.remove_header("x-comfygate-backend");
         let Some(destination) = &mut journey.destination else { return Ok(()) };
         if let Some(sending) = destination.sending.take()
@@ -400,6 +403,26 @@ impl Proxy {
         }
         Ok(())
     }
+}
+
+/// Takes off what the backend says about its connection to us (RFC 9110, section 7.6.1). Pingora
+/// does that for requests, and writes `Connection` and the framing of responses itself.
+fn strip_hop_by_hop(response: &mut ResponseHeader) {
+    const KEPT: [&str; 5] =
+        ["close", "keep-alive", "upgrade", "content-length", "transfer-encoding"];
+    let named: Vec<HeaderName> = response
+        .headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .filter(|name| !KEPT.contains(&name.as_str()))
+        .collect();
+    for name in &named {
+        response.remove_header(name);
+    }
+    response.remove_header("keep-alive");
+    response.remove_header("proxy-connection");
 }
 
 /// The refusal that a failure of the proxy itself amounts to; none when the client is gone.
