@@ -408,6 +408,8 @@ async fn malformed_requests_get_a_400_and_disturb_nobody() {
         "GET /prompt HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         "GET /prompt HTTP/1.1\nHost: a\n\n",
         "POST /prompt HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "POST /prompt#fragment HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+        "GET /view?filename=\"a\" HTTP/1.1\r\nHost: a\r\n\r\n",
         "\u{16}\u{3}\u{1}\u{2}\u{0}\r\n\r\n",
     ] {
         gateway.raw(bytes.as_bytes()).await.assert_refusal(400, "bad_request");

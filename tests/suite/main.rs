@@ -1,8 +1,10 @@
 //! Integration tests, one binary so that they link once.
 
+mod affinity;
 mod config;
 mod conformance;
 mod faults;
+mod proxying;
 mod simulator;
 mod sticky;
 mod support;

@@ -30,6 +30,12 @@ impl Reply {
         found.map(|(_, value)| value.as_str())
     }
 
+    /// All values of a header.
+    pub(crate) fn all(&self, name: &str) -> Vec<&str> {
+        let found = self.headers.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str()).collect()
+    }
+
     /// The backend that answered.
     pub(crate) fn backend(&self) -> &str {
         self.header("x-comfygate-backend").unwrap_or("")
