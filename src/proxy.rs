@@ -198,12 +198,16 @@ impl ProxyHttp for Proxy {
     /// Takes the backend's verdict on a prompt, and names the backend to the client.
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         journey: &mut Journey,
     ) -> Result<()> {
         journey.answered = Some(Instant::now());
         journey.retry = None;
+        if *self.gateway.stopping.borrow() {
+            // The connection ends after this answer, and the client has to know.
+            session.set_keepalive(None);
+        }
         strip_hop_by_hop(response);
         response.remove_header("x-comfygate-backend");
         let Some(destination) = &mut journey.destination else { return Ok(()) };
