@@ -4,6 +4,7 @@ mod affinity;
 mod config;
 mod conformance;
 mod faults;
+mod operation;
 mod proxying;
 mod simulator;
 mod sticky;
