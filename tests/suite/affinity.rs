@@ -1,5 +1,7 @@
 //! The three affinities: what makes two requests one client.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
 use serde_json::json;
 
 use crate::support::http::get;

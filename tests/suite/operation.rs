@@ -1,5 +1,7 @@
 //! Running a gateway: bad starts, reloads, ends, TLS, memory, logs.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;

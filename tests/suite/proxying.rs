@@ -1,12 +1,14 @@
 //! What passes through: paths, headers and bodies, as a backend and as a client see them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
 use comfygate::sim::{Sim, SimConfig};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::support::http::{get, head, read_head, read_reply};
-use crate::support::{Act, Fake, Gateway, Setup, client};
+use crate::support::{Act, Fake, Gateway, Request, Setup, client};
 
 async fn gateway_of(fake: &Fake) -> Gateway {
     Setup::new(&[fake.url()]).with(json!({"health_check": {"push": false}})).start().await
@@ -32,7 +34,7 @@ async fn targets_arrive_byte_for_byte() {
         assert_eq!(gateway.raw(&get(target, &[])).await.status, 200, "{target}");
     }
     let seen = fake.seen();
-    assert_eq!(seen.iter().map(|request| request.target()).collect::<Vec<_>>(), targets);
+    assert_eq!(seen.iter().map(Request::target).collect::<Vec<_>>(), targets);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -155,7 +157,7 @@ async fn requests_on_one_connection_may_come_all_at_once() {
     stream.write_all(&get("/e", &[])).await.unwrap();
     assert_eq!(read_reply(&mut stream).await.unwrap().text(), "ok");
     let seen = fake.seen();
-    let targets: Vec<_> = seen.iter().map(|request| request.target()).collect();
+    let targets: Vec<_> = seen.iter().map(Request::target).collect();
     assert_eq!(targets, ["/a", "/b", "/d", "/c", "/e"]);
     assert_eq!(seen[1].body, b"12345");
     assert!(String::from_utf8_lossy(&seen[3].body).contains("abc"));

@@ -1,5 +1,6 @@
 //! HTTP by hand: what is sent is sent as it stands, what comes back is taken apart.
 
+use std::fmt::Write;
 use std::io;
 use std::net::SocketAddr;
 
@@ -81,7 +82,7 @@ pub(crate) fn head(method: &str, target: &str, headers: &[(&str, &str)]) -> Stri
         head.push_str("Host: gate.example\r\n");
     }
     for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        let _ = write!(head, "{name}: {value}\r\n");
     }
     head + "\r\n"
 }
