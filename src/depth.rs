@@ -1,32 +1,36 @@
 //! How many prompts a backend holds, as well as that can be known from outside.
 //!
-//! Readings come late: a poll shows the past, and an event may overtake the reply to the POST
-//! that caused it. So prompts are counted here as they are sent ([`Depth::sending`]), kept when
-//! the backend accepts them, and dropped once a reading surely includes them. When in doubt a
-//! prompt counts twice for an instant rather than not at all: the one makes a backend look busy
-//! for a moment, the other herds everybody there.
+//! Readings come late: a poll shows the past, and an event may come before or after the reply to
+//! the POST that caused it. So prompts are counted here from the moment they are sent
+//! ([`Depth::sending`]) until a reading includes them. `ComfyUI` sends one event per change of its
+//! queue, in order, so each rise that an event shows is a prompt sent before it; a poll includes
+//! everything that was accepted before it began. When in doubt a prompt counts twice for an instant
+//! rather than not at all: the one makes a backend look busy for a moment, the other herds
+//! everybody there.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::clock::Moment;
 
-/// A backend's queue: the last reading and what was sent since.
+/// A backend's queue: the last reading and what was sent since. The lock is held for a few
+/// instructions at a time.
 #[derive(Debug, Default)]
-pub struct Depth {
-    running: AtomicU32,
-    pending: AtomicU32,
-    /// When the reading was taken; 0 before the first.
-    read_at: AtomicU64,
+pub struct Depth(Mutex<Count>);
+
+#[derive(Debug, Default)]
+struct Count {
+    reading: Reading,
+    /// Prompts sent that the reading does not show yet, answered or not.
+    unseen: u32,
     /// Prompts on their way, not yet answered.
-    in_flight: AtomicU32,
+    in_flight: u32,
     /// Prompts accepted so far.
-    accepted: AtomicU64,
-    /// How many of those the reading includes.
-    covered: AtomicU64,
+    accepted: u64,
     /// Readings that came as events.
-    events: AtomicU64,
+    events: u64,
 }
 
 /// What a poll remembers from its start, for [`Depth::polled`].
@@ -47,22 +51,22 @@ pub struct Reading {
     pub at: Option<Moment>,
 }
 
+impl Reading {
+    fn total(&self) -> u32 {
+        self.running.saturating_add(self.pending)
+    }
+}
+
 impl Depth {
     /// Prompts that the backend has to do: read, accepted since, and on their way.
     pub fn prompts(&self) -> u32 {
-        let reading = self.running.load(SeqCst).saturating_add(self.pending.load(SeqCst));
-        let since = self.accepted.load(SeqCst).saturating_sub(self.covered.load(SeqCst));
-        reading.saturating_add(self.in_flight.load(SeqCst)).saturating_add(since as u32)
+        let count = self.0.lock();
+        count.reading.total().saturating_add(count.unseen)
     }
 
     /// The last reading as it came.
     pub fn reading(&self) -> Reading {
-        let at = self.read_at.load(SeqCst);
-        Reading {
-            running: self.running.load(SeqCst),
-            pending: self.pending.load(SeqCst),
-            at: (at > 0).then_some(Moment(at)),
-        }
+        self.0.lock().reading
     }
 
     /// Whether the last reading is older than `age`, or there is none.
@@ -72,40 +76,52 @@ impl Depth {
 
     /// Counts a prompt that is about to be sent.
     pub fn sending(self: &Arc<Self>) -> Sending {
-        self.in_flight.fetch_add(1, SeqCst);
-        Sending { depth: Arc::clone(self), events: self.events.load(SeqCst), open: true }
+        let mut count = self.0.lock();
+        count.in_flight += 1;
+        count.unseen += 1;
+        Sending { depth: Arc::clone(self), accepted: false }
     }
 
     /// To be called when a poll starts.
     pub fn mark(&self) -> Mark {
-        Mark { accepted: self.accepted.load(SeqCst), events: self.events.load(SeqCst) }
+        let count = self.0.lock();
+        Mark { accepted: count.accepted, events: count.events }
     }
 
     /// Takes a poll's result. What an event told while the poll was under way is newer and stays.
     pub fn polled(&self, mark: Mark, running: u32, pending: u32, now: Moment) {
-        if self.events.load(SeqCst) == mark.events {
-            self.set(running, pending, mark.accepted);
+        let mut count = self.0.lock();
+        let since = (count.accepted - mark.accepted) as u32;
+        let unseen = count.in_flight.saturating_add(since);
+        if count.events == mark.events {
+            count.unseen = unseen;
+            count.reading = Reading { running, pending, at: Some(now) };
+        } else {
+            // What was accepted before the poll has had its event, even if that did not show as a
+            // rise because another prompt ended in the same instant.
+            count.unseen = count.unseen.min(unseen);
+            count.reading.at = Some(now);
         }
-        self.read_at.store(now.0, SeqCst);
     }
 
     /// Takes the `queue_remaining` of a status event. One prompt runs at a time.
     pub fn pushed(&self, remaining: u32, now: Moment) {
-        self.events.fetch_add(1, SeqCst);
-        self.set(remaining.min(1), remaining.saturating_sub(1), self.accepted.load(SeqCst));
-        self.read_at.store(now.0, SeqCst);
+        let mut count = self.0.lock();
+        let risen = remaining.saturating_sub(count.reading.total());
+        count.unseen = count.unseen.saturating_sub(risen);
+        count.events += 1;
+        count.reading = Reading {
+            running: remaining.min(1),
+            pending: remaining.saturating_sub(1),
+            at: Some(now),
+        };
     }
 
     /// Forgets everything read: the backend went down and took its queue with it.
     pub fn lost(&self) {
-        self.set(0, 0, self.accepted.load(SeqCst));
-        self.read_at.store(0, SeqCst);
-    }
-
-    fn set(&self, running: u32, pending: u32, covered: u64) {
-        self.running.store(running, SeqCst);
-        self.pending.store(pending, SeqCst);
-        self.covered.store(covered, SeqCst);
+        let mut count = self.0.lock();
+        count.reading = Reading::default();
+        count.unseen = count.in_flight;
     }
 }
 
@@ -113,37 +129,34 @@ impl Depth {
 #[derive(Debug)]
 pub struct Sending {
     depth: Arc<Depth>,
-    events: u64,
-    open: bool,
+    accepted: bool,
 }
 
 impl Sending {
-    /// The backend took the prompt: it counts until a reading includes it. A status event since
-    /// the sending is taken to be this prompt's own, since ComfyUI sends it before the reply.
+    /// The backend took the prompt: it counts until a reading includes it.
     pub fn accepted(mut self) {
-        let covered = self.depth.events.load(SeqCst) > self.events;
-        self.depth.accepted.fetch_add(1, SeqCst);
-        if covered {
-            self.depth.covered.fetch_add(1, SeqCst);
-        }
-        self.close();
-    }
-
-    fn close(&mut self) {
-        if std::mem::take(&mut self.open) {
-            self.depth.in_flight.fetch_sub(1, SeqCst);
-        }
+        self.accepted = true;
     }
 }
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        self.close();
+        let mut count = self.depth.0.lock();
+        count.in_flight = count.in_flight.saturating_sub(1);
+        if self.accepted {
+            count.accepted += 1;
+        } else {
+            count.unseen = count.unseen.saturating_sub(1);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     const NOW: Moment = Moment(5000);
@@ -195,5 +208,67 @@ mod tests {
         depth.pushed(0, NOW);
         assert!(!depth.is_stale(Moment(20_000), Duration::from_secs(15)));
         assert!(depth.is_stale(Moment(20_001), Duration::from_secs(15)));
+    }
+
+    #[test]
+    fn somebody_elses_prompt_confuses_for_an_instant_only() {
+        let depth = Arc::new(Depth::default());
+        let sending = depth.sending();
+        depth.pushed(1, NOW);
+        depth.pushed(2, NOW);
+        sending.accepted();
+        assert_eq!(depth.prompts(), 2);
+    }
+
+    #[test]
+    fn a_rise_that_no_event_showed_is_made_up_for_by_the_next_poll() {
+        let depth = Arc::new(Depth::default());
+        depth.pushed(1, NOW);
+        depth.sending().accepted();
+        depth.pushed(1, NOW);
+        assert_eq!(depth.prompts(), 2, "one ended, one came, in one instant");
+        depth.polled(depth.mark(), 1, 0, NOW);
+        assert_eq!(depth.prompts(), 1);
+    }
+
+    proptest! {
+        /// Prompts are sent, queued, answered and finished in any order of events and replies;
+        /// what was sent and is not known to have ended counts once, always. Guards a burst in
+        /// which another prompt's event was taken for the own one.
+        #[test]
+        fn events_and_replies_in_any_order_count_each_prompt_once(
+            steps in prop::collection::vec(0u8..5, 0..200)
+        ) {
+            let depth = Arc::new(Depth::default());
+            let (mut leaving, mut unanswered) = (VecDeque::new(), VecDeque::new());
+            let (mut queue, mut events) = (0u32, VecDeque::new());
+            let (mut sent, mut known_ended, mut last) = (0u32, 0u32, 0u32);
+            for step in steps {
+                match step {
+                    0 => {
+                        leaving.push_back(depth.sending());
+                        sent += 1;
+                    }
+                    1 => if let Some(sending) = leaving.pop_front() {
+                        queue += 1;
+                        events.push_back(queue);
+                        unanswered.push_back(sending);
+                    },
+                    2 => if let Some(sending) = unanswered.pop_back() {
+                        sending.accepted();
+                    },
+                    3 => if let Some(remaining) = events.pop_front() {
+                        known_ended += u32::from(remaining < last);
+                        last = remaining;
+                        depth.pushed(remaining, NOW);
+                    },
+                    _ => if queue > 0 {
+                        queue -= 1;
+                        events.push_back(queue);
+                    },
+                }
+                prop_assert_eq!(depth.prompts(), sent - known_ended);
+            }
+        }
     }
 }

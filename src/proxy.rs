@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::HeaderName;
+use http::header::CONNECTION;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -209,12 +211,17 @@ impl ProxyHttp for Proxy {
     /// Takes the backend's verdict on a prompt, and names the backend to the client.
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         journey: &mut Journey,
     ) -> Result<()> {
         journey.answered = Some(Instant::now());
         journey.retry = None;
+        if *self.gateway.stopping.borrow() {
+            // The connection ends after this answer, and the client has to know.
+            session.set_keepalive(None);
+        }
+        strip_hop_by_hop(response);
         response.remove_header("x-comfygate-backend");
         journey.intake = journey.intake.take().filter(|_| response.status.is_success());
         let Some(destination) = &mut journey.destination else { return Ok(()) };
@@ -461,6 +468,26 @@ impl Proxy {
         }
         Ok(())
     }
+}
+
+/// Takes off what the backend says about its connection to us (RFC 9110, section 7.6.1). Pingora
+/// does that for requests, and writes `Connection` and the framing of responses itself.
+fn strip_hop_by_hop(response: &mut ResponseHeader) {
+    const KEPT: [&str; 5] =
+        ["close", "keep-alive", "upgrade", "content-length", "transfer-encoding"];
+    let named: Vec<HeaderName> = response
+        .headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .filter(|name| !KEPT.contains(&name.as_str()))
+        .collect();
+    for name in &named {
+        response.remove_header(name);
+    }
+    response.remove_header("keep-alive");
+    response.remove_header("proxy-connection");
 }
 
 /// The refusal that a failure of the proxy itself amounts to; none when the client is gone.

@@ -4,9 +4,11 @@
 //! refused. So the head is read here within one total time and size, checked strictly (RFC 9112),
 //! and only then handed on as it came. What two parsers could read differently is refused.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use tokio::io::AsyncRead;
 use tokio::time::{Instant, timeout_at};
@@ -260,7 +262,7 @@ fn origin_form<'b>(
         return Err(bad("the target contains control bytes"));
     }
     if target.starts_with('/') {
-        return Ok(target);
+        return checked(target);
     }
     let rest = ["http://", "https://"].iter().find_map(|scheme| {
         let (start, rest) = target.split_at_checked(scheme.len())?;
@@ -272,7 +274,16 @@ fn origin_form<'b>(
     if !rest.as_bytes()[..path].eq_ignore_ascii_case(host) {
         return Err(bad("the target names another host than Host"));
     }
-    Ok(&rest[path..])
+    checked(&rest[path..])
+}
+
+/// What Pingora would refuse in its own words, or cut off: behind a `#` the backend would see
+/// another path than we do.
+fn checked(target: &str) -> Result<&str, Rejection> {
+    if target.contains('#') || PathAndQuery::from_str(target).is_err() {
+        return Err(bad("the target contains a character that must be percent-encoded"));
+    }
+    Ok(target)
 }
 
 /// The same head with another target, and without `Upgrade`: of upgrades only WebSockets are
@@ -364,6 +375,9 @@ mod tests {
             ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", ""),
             ("GET http://b/x HTTP/1.1\r\nHost: a\r\n\r\n", "another host"),
             ("GET x HTTP/1.1\r\nHost: a\r\n\r\n", "neither a path"),
+            ("POST /prompt#x HTTP/1.1\r\nHost: a\r\n\r\n", "percent-encoded"),
+            ("GET /x?q=\"y\" HTTP/1.1\r\nHost: a\r\n\r\n", "percent-encoded"),
+            ("GET http://a/<x> HTTP/1.1\r\nHost: a\r\n\r\n", "percent-encoded"),
             ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "neither a path"),
             ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", "CONNECT"),
         ] {

@@ -1,5 +1,7 @@
 //! Backends that die, lie, hang or come back: who is served by whom, and what never happens twice.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -99,7 +101,7 @@ async fn a_killed_backend_fails_no_get_and_its_clients_move_on_once() {
         stop.store(true, Relaxed);
     };
     tokio::join!(asking, killing);
-    let failed = seen.failed.lock();
+    let failed = std::mem::take(&mut *seen.failed.lock());
     assert!(
         failed.is_empty(),
         "{} failed, {} cut: {failed:?}",
@@ -211,7 +213,9 @@ async fn nonsense_instead_of_a_queue_makes_that_backend_unhealthy_and_no_other()
     assert_eq!((&good["state"], &good["failures"]), (&json!("up"), &json!(0)));
     assert!(gateway.memory_kib("VmHWM") < 200 << 10, "{} KiB", gateway.memory_kib("VmHWM"));
 
-    farm.iter().for_each(|sim| sim.faults().queue_reply(QueueReply::Real));
+    for sim in &farm {
+        sim.faults().queue_reply(QueueReply::Real);
+    }
     for n in 1..=5 {
         gateway.until_state(&format!("comfy-{n}"), "up").await;
     }
@@ -402,6 +406,8 @@ async fn malformed_requests_get_a_400_and_disturb_nobody() {
         "GET /prompt HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         "GET /prompt HTTP/1.1\nHost: a\n\n",
         "POST /prompt HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "POST /prompt#fragment HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+        "GET /view?filename=\"a\" HTTP/1.1\r\nHost: a\r\n\r\n",
         "\u{16}\u{3}\u{1}\u{2}\u{0}\r\n\r\n",
     ] {
         gateway.raw(bytes.as_bytes()).await.assert_refusal(400, "bad_request");

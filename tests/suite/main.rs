@@ -1,5 +1,6 @@
 //! Integration tests, one binary so that they link once.
 
+mod affinity;
 mod alerts;
 mod browser;
 mod child;
@@ -7,6 +8,8 @@ mod config;
 mod conformance;
 mod faults;
 mod metrics;
+mod operation;
+mod proxying;
 mod readme;
 mod registry;
 mod simulator;

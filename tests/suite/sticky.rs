@@ -1,5 +1,7 @@
 //! Sticky placement: each client has one backend, the right one, and keeps it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -136,7 +138,9 @@ async fn clients_that_only_looked_survive_a_kill_of_the_gateway_too() {
     gateway.kill().await;
 
     // Without a memory they would go to their owners, of which comfy-3 is one of three.
-    farm.iter().for_each(|sim| sim.faults().phantom_queue(0, 0));
+    for sim in &farm {
+        sim.faults().phantom_queue(0, 0);
+    }
     let gateway = setup.start().await;
     for n in 0..20 {
         assert_eq!(gateway.get(client(n), "/prompt").await.backend(), "comfy-3");

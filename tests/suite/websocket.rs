@@ -1,5 +1,7 @@
 //! WebSockets through a real gateway: what passes, what lives, what stalls.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
 //! HTTP by hand: what is sent is sent as it stands, what comes back is taken apart.
 
+use std::fmt::Write;
 use std::io;
 use std::net::SocketAddr;
 
@@ -28,6 +29,12 @@ impl Reply {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
+    }
+
+    /// All values of a header.
+    pub(crate) fn all(&self, name: &str) -> Vec<&str> {
+        let found = self.headers.iter().filter(|(known, _)| known.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str()).collect()
     }
 
     /// The backend that answered.
@@ -75,7 +82,7 @@ pub(crate) fn head(method: &str, target: &str, headers: &[(&str, &str)]) -> Stri
         head.push_str("Host: gate.example\r\n");
     }
     for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        let _ = write!(head, "{name}: {value}\r\n");
     }
     head + "\r\n"
 }
