@@ -49,6 +49,8 @@ pub struct Operator {
     gateway: Arc<Gateway>,
     state: Option<Arc<State>>,
     learnt: LearntOf,
+    /// What the file overrides, as it was told last.
+    told: parking_lot::Mutex<Vec<String>>,
     /// Held while a change is kept and put in place: changes come one after another.
     roster: Mutex<Roster>,
 }
@@ -80,6 +82,7 @@ impl Operator {
             gateway,
             state,
             learnt: Box::new(learnt),
+            told: parking_lot::Mutex::default(),
             roster: Mutex::new(Roster::default()),
         });
         let mut current = operator.roster.lock().await;
@@ -169,12 +172,17 @@ impl Operator {
         *roster = changed;
         self.put_in_place(&roster);
         self.choose_strategy(&roster);
+        self.audit(actor, change.what, &change.before, &change.after);
+        Ok(())
+    }
+
+    /// Writes the audit line of a change.
+    #[expect(clippy::unused_self, reason = "only an operator makes changes")]
+    pub fn audit(&self, actor: &Actor, what: &str, before: &str, after: &str) {
         info!(
             target: TARGET,
-            "audit: {} ({}) changed {}: {} → {}",
-            actor.who, actor.from, change.what, change.before, change.after
+            "audit: {} ({}) changed {what}: {before} → {after}", actor.who, actor.from
         );
-        Ok(())
     }
 
     async fn keep(&self, changes: Changes) -> Result<(), Rejection> {
@@ -194,9 +202,7 @@ impl Operator {
 
     fn put_in_place(&self, roster: &Roster) {
         let (members, notes) = roster.members();
-        for note in notes {
-            warn!(target: TARGET, "{note}");
-        }
+        self.tell(notes);
         let applied = self.gateway.fleet.apply(members, &self.learnt);
         for backend in &applied.added {
             self.gateway.prober.start(backend);
@@ -205,6 +211,15 @@ impl Operator {
             let id = self.gateway.fleet.id_of(name);
             self.gateway.affinity.remove_backend(id.0, self.gateway.clock.now());
         }
+    }
+
+    /// Warns of what the file overrides, once, not with every change.
+    fn tell(&self, notes: Vec<String>) {
+        let mut told = self.told.lock();
+        for note in notes.iter().filter(|note| !told.contains(note)) {
+            warn!(target: TARGET, "{note}");
+        }
+        *told = notes;
     }
 
     fn choose_strategy(&self, roster: &Roster) {
@@ -217,9 +232,11 @@ impl Operator {
         }
     }
 
-    fn named(&self, name: &str) -> Result<Arc<Backend>, Rejection> {
+    /// The backend of a name.
+    pub fn named(&self, name: &str) -> Result<Arc<Backend>, Rejection> {
         let view = self.gateway.fleet.view();
-        view.named(name).cloned().ok_or_else(|| refused(Refusal::Unknown(name.to_owned())))
+        let shown = || name.chars().take(80).collect();
+        view.named(name).cloned().ok_or_else(|| refused(Refusal::Unknown(shown())))
     }
 
     /// Lets draining backends' idle clients go, and removes those that were to leave and are
