@@ -6,75 +6,107 @@
 //! | `GET /readyz` | 200: the first check is done and a backend is healthy; else 503 |
 //! | `GET /lb/stats` | totals |
 //! | `GET /lb/log`, `POST /lb/log {"verbose": true}` | verbose logging |
+//! | `GET /lb/openapi.json` | all of this, for machines |
 //!
-//! and the endpoints of [`backends`]. With `admin.token` everything but the first two wants
-//! `Authorization: Bearer`. The data port serves `/lb/*` too, and never without a token.
+//! and the endpoints of [`backends`] and [`doctor`]. With `admin.token` everything but the first
+//! two wants `Authorization: Bearer`. The data port serves `/lb/*` too, and never without a token.
+//!
+//! **To add an endpoint**, write its handler with a `#[utoipa::path(…)]` attribute that names verb,
+//! path, parameters, body and every status that is its own, and name the handler in a `routes!` of
+//! the module's `routes()`, an [`OpenApiRouter`]; handlers of one path stand in one `routes!`. That
+//! routes it and writes it into the [`document`], which adds what holds of all of them (401; with
+//! parameters or a body 400, 408, 413). A new module's `routes()` gets a line in [`endpoints`].
+//! Take input by [`asked`], refuse with [`Rejection`]. Only what is no API, such as pages, is
+//! routed without an attribute, and then named in `NO_API` of the tests.
 
 pub mod backends;
+pub mod doctor;
 pub mod views;
 
-use std::sync::Arc;
+mod asked;
+mod document;
+#[cfg(test)]
+mod tests;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::IpAddr;
+use std::sync::Arc;
 
-use axum::extract::rejection::JsonRejection;
-use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
+use axum::body::Bytes;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use crate::config::Secret;
 use crate::gateway::Gateway;
 use crate::logging;
 use crate::operator::{Actor, Operator};
 use crate::rejection::{Kind, Rejection};
+use asked::{InBody, MAX_BODY};
+use document::Refusal;
 use views::Stats;
 
 /// What the endpoints work on.
 pub struct Admin {
     gateway: Arc<Gateway>,
     operator: Arc<Operator>,
+    /// The OpenAPI document of this port.
+    document: Bytes,
 }
 
 /// The admin port's router.
 pub fn router(gateway: &Arc<Gateway>, operator: &Arc<Operator>) -> Router {
-    let admin = Arc::new(Admin { gateway: Arc::clone(gateway), operator: Arc::clone(operator) });
-    let guard = middleware::from_fn_with_state((Arc::clone(&admin), Port::Admin), authorise);
-    let guarded = endpoints().fallback(not_found).layer(guard);
-    Router::new()
-        .route("/healthz", get(|| async { Json(Health { status: "ok" }) }))
-        .route("/readyz", get(readyz))
-        .merge(guarded)
-        .method_not_allowed_fallback(wrong_method)
-        .with_state(admin)
+    router_of(Port::Admin, gateway, operator)
 }
 
 /// The data port's router.
 pub fn data_port_router(gateway: &Arc<Gateway>, operator: &Arc<Operator>) -> Router {
-    let admin = Arc::new(Admin { gateway: Arc::clone(gateway), operator: Arc::clone(operator) });
-    let guard = middleware::from_fn_with_state((Arc::clone(&admin), Port::Data), authorise);
-    endpoints()
-        .fallback(not_found)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(guard)
+    router_of(Port::Data, gateway, operator)
+}
+
+fn router_of(port: Port, gateway: &Arc<Gateway>, operator: &Arc<Operator>) -> Router {
+    let (guarded, mut document) = endpoints().split_for_parts();
+    document::guard(&mut document);
+    let open = match port {
+        Port::Admin => OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)),
+        Port::Data => OpenApiRouter::new(),
+    };
+    let (open, more) = open.split_for_parts();
+    document.merge(more);
+    let admin = Arc::new(Admin {
+        gateway: Arc::clone(gateway),
+        operator: Arc::clone(operator),
+        document: document::written(&document),
+    });
+    let guard = middleware::from_fn_with_state((Arc::clone(&admin), port), authorise);
+    let guarded = guarded.fallback(not_found).method_not_allowed_fallback(wrong_method);
+    open.method_not_allowed_fallback(wrong_method)
+        .merge(guarded.layer(guard))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(admin)
 }
 
-fn endpoints() -> Router<Arc<Admin>> {
-    Router::new()
-        .route("/lb/stats", get(stats))
-        .route("/lb/log", get(log_state).post(set_log))
+/// The endpoints of both ports.
+fn endpoints() -> OpenApiRouter<Arc<Admin>> {
+    OpenApiRouter::with_openapi(document::frame())
+        .routes(routes!(stats))
+        .routes(routes!(log_state, set_log))
+        .routes(routes!(openapi))
         .merge(backends::routes())
+        .merge(doctor::routes())
 }
 
 /// Who calls an endpoint.
 pub(crate) struct Caller {
-    address: Option<SocketAddr>,
+    address: Option<IpAddr>,
     with_token: bool,
 }
 
@@ -83,24 +115,32 @@ impl Caller {
     fn actor(&self) -> Actor {
         Actor {
             who: if self.with_token { "token" } else { "no token" },
-            from: self.address.map_or_else(|| "unknown".to_owned(), |a| a.ip().to_string()),
+            from: self.address.map_or_else(|| "unknown".to_owned(), |a| a.to_string()),
         }
     }
 }
 
-impl<S: Sync> FromRequestParts<S> for Caller {
+impl FromRequestParts<Arc<Admin>> for Caller {
     type Rejection = Infallible;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self {
-            address: parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0),
-            with_token: parts.headers.contains_key(header::AUTHORIZATION),
-        })
+    async fn from_request_parts(parts: &mut Parts, admin: &Arc<Admin>) -> Result<Self, Infallible> {
+        let gateway = &admin.gateway;
+        let peer = parts.extensions.get::<ConnectInfo<std::net::SocketAddr>>();
+        let address = peer.map(|peer| gateway.trusted.load().client(peer.0.ip(), &parts.headers));
+        let with_token = gateway
+            .config
+            .load()
+            .admin
+            .token
+            .as_ref()
+            .is_some_and(|token| shows(&parts.headers, token));
+        Ok(Self { address, with_token })
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Health {
+    /// `ok` or `ready`
     status: &'static str,
 }
 
@@ -123,10 +163,7 @@ async fn authorise(
             Port::Data => not_found().await.into_response(),
         };
     };
-    let shown = request.headers().get(header::AUTHORIZATION);
-    let shown = shown.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-    let valid = shown.is_some_and(|shown| shown.ct_eq(token.reveal().as_bytes()).into());
-    if valid {
+    if shows(request.headers(), token) {
         next.run(request).await
     } else {
         let message = "a valid admin token is needed";
@@ -136,6 +173,27 @@ async fn authorise(
     }
 }
 
+/// Whether a request shows the token; compared in constant time.
+fn shows(headers: &HeaderMap, token: &Secret) -> bool {
+    const SCHEME: &[u8] = b"bearer ";
+    let shown = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    let shown = shown.and_then(|value| value.split_at_checked(SCHEME.len()));
+    shown.is_some_and(|(scheme, shown)| {
+        scheme.eq_ignore_ascii_case(SCHEME) && shown.ct_eq(token.reveal().as_bytes()).into()
+    })
+}
+
+/// The process lives
+#[utoipa::path(get, path = "/healthz", tag = "health",
+    responses((status = 200, description = "It lives", body = Health)))]
+async fn healthz() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// The gateway can serve: the first health check is done and a backend is healthy
+#[utoipa::path(get, path = "/readyz", tag = "health", responses(
+    (status = 200, description = "It can", body = Health),
+    (status = 503, description = "It cannot yet, or no backend is healthy", body = Refusal)))]
 async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     let gateway = &admin.gateway;
     let view = gateway.fleet.view();
@@ -153,26 +211,47 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     Json(Health { status: "ready" }).into_response()
 }
 
+/// Totals
+#[utoipa::path(get, path = "/lb/stats", tag = "gateway",
+    responses((status = 200, description = "The totals now", body = Stats)))]
 async fn stats(State(admin): State<Arc<Admin>>) -> Json<Stats> {
     Json(Stats::of(&admin.gateway))
 }
 
-#[derive(Serialize, Deserialize)]
+/// How much is logged.
+#[derive(Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct LogState {
+    /// A line per request
     verbose: bool,
 }
 
+/// Whether logging is verbose
+#[utoipa::path(get, path = "/lb/log", tag = "gateway",
+    responses((status = 200, description = "How much is logged", body = LogState)))]
 async fn log_state() -> Json<LogState> {
     Json(LogState { verbose: logging::is_verbose() })
 }
 
+/// Switches verbose logging
+#[utoipa::path(post, path = "/lb/log", tag = "gateway", request_body = LogState,
+    responses((status = 200, description = "How much is logged now", body = LogState)))]
 async fn set_log(
-    wanted: Result<Json<LogState>, JsonRejection>,
-) -> Result<Json<LogState>, Rejection> {
-    let Json(wanted) = wanted.map_err(backends::bad_json)?;
+    State(admin): State<Arc<Admin>>,
+    caller: Caller,
+    InBody(wanted): InBody<LogState>,
+) -> Json<LogState> {
+    let before = logging::is_verbose().to_string();
     logging::set_verbose(wanted.verbose);
-    Ok(log_state().await)
+    admin.operator.audit(&caller.actor(), "log.verbose", &before, &wanted.verbose.to_string());
+    log_state().await
+}
+
+/// This document
+#[utoipa::path(get, path = "/lb/openapi.json", tag = "gateway",
+    responses((status = 200, description = "The endpoints of this port", body = Object)))]
+async fn openapi(State(admin): State<Arc<Admin>>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], admin.document.clone()).into_response()
 }
 
 async fn not_found() -> Rejection {

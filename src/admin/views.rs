@@ -6,34 +6,37 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::backend::Backend;
 use crate::clock::Moment;
 use crate::config::Mode;
 use crate::gateway::Gateway;
+use crate::inventory::Device;
 use crate::summary::Summary;
 
 /// `GET /lb/stats`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Stats {
     mode: &'static str,
     strategy: &'static str,
     uptime_seconds: f64,
     backends: Counts,
     best_backend: Option<String>,
+    #[schema(value_type = Option<String>, format = DateTime)]
     last_health_check: Option<Timestamp>,
     sessions: usize,
     websockets: u64,
     tasks: Tasks,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Counts {
     total: usize,
     healthy: usize,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 struct Tasks {
     queued: u64,
     running: u64,
@@ -75,7 +78,7 @@ impl Stats {
 }
 
 /// `GET /lb/backends`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Backends {
     backends: Vec<BackendView>,
     total: usize,
@@ -91,7 +94,7 @@ impl Backends {
 }
 
 /// One backend.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct BackendView {
     name: String,
     url: String,
@@ -111,14 +114,15 @@ pub struct BackendView {
     response_seconds: f64,
     prompt_seconds: f64,
     version: Option<String>,
-    devices: Vec<serde_json::Value>,
+    devices: Vec<Device>,
     labels: BTreeMap<String, String>,
     task_types: Vec<String>,
+    #[schema(value_type = Option<String>, format = DateTime)]
     last_check: Option<Timestamp>,
     last_error: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Queue {
     running: u32,
     pending: u32,
@@ -132,6 +136,7 @@ impl BackendView {
         let standing = live.standing();
         let reading = live.depth.reading();
         let notes = live.notes();
+        let system = live.inventory.system();
         let (calls, failures) = (live.calls.load(Relaxed), live.failures.load(Relaxed));
         Self {
             name: spec.name.clone(),
@@ -155,8 +160,8 @@ impl BackendView {
             success_rate: success_rate(calls, failures),
             response_seconds: live.response_seconds(),
             prompt_seconds: live.learnt().prompt_seconds,
-            version: None,
-            devices: Vec::new(),
+            version: system.as_deref().and_then(|system| system.version.clone()),
+            devices: system.as_deref().map(|system| system.devices.clone()).unwrap_or_default(),
             labels: spec.labels.iter().cloned().collect(),
             task_types: spec.task_types.clone(),
             last_check: notes.last_check,
