@@ -241,6 +241,10 @@ async fn scheduler(State(admin): State<Arc<Admin>>) -> Json<Scheduler> {
 #[into_params(parameter_in = Path)]
 struct Chosen {
     /// One of those that `GET /lb/scheduler` lists
+    #[param(
+        pattern = "^(least_busy|round_robin|weighted|weighted_round_robin|least_calls|least_wait|ip_hash)$",
+        example = "least_busy"
+    )]
     strategy: String,
 }
 

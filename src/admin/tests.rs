@@ -124,6 +124,16 @@ async fn a_new_backends_schema_has_the_keys_of_the_configuration() {
 }
 
 #[tokio::test]
+async fn the_documented_strategies_are_all_there_are() {
+    let (admin, _) = routers("").await;
+    let document = call(&admin, "get", "/lb/openapi.json", "").await.body;
+    let parameters = &document["paths"]["/lb/scheduler/strategy/{strategy}"]["post"]["parameters"];
+    let names: Vec<&str> = config::Strategy::NAMES.iter().map(|(name, _)| *name).collect();
+    let pattern = format!("^({})$", names.join("|"));
+    assert_eq!(parameters[0]["schema"]["pattern"], pattern.as_str(), "{parameters}");
+}
+
+#[tokio::test]
 async fn hostile_backends_are_refused_with_what_is_wrong() {
     let (admin, _) = routers("").await;
     let add = |body: String| refusal(&admin, "post", "/lb/backends", body);
