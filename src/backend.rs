@@ -103,13 +103,15 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// The backend as the choice sees it.
+    /// The backend as the choice sees it, for a client without a zone and work of no special kind.
     pub fn candidate(&self, fresh_clients: u32, stale_after: std::time::Duration) -> Candidate {
         let live = &self.live;
         let standing = live.standing();
         let now = Moment::now();
         Candidate {
             eligible: standing.takes_new(),
+            serves: true,
+            in_zone: true,
             backup: self.spec.backup,
             suspect: standing.suspect,
             stale: live.depth.is_stale(now, stale_after),
@@ -121,6 +123,18 @@ impl Backend {
             prompt_seconds: live.prompt_seconds(),
             ramp: live.ramp(now),
         }
+    }
+
+    /// Whether it does a kind of work; one that lists none does any.
+    pub fn serves(&self, task_type: &str) -> bool {
+        let listed = &self.spec.task_types;
+        listed.is_empty() || listed.iter().any(|listed| listed == task_type)
+    }
+
+    /// Its zone, if it is labelled with one.
+    pub fn zone(&self) -> Option<&str> {
+        let label = self.spec.labels.iter().find(|(name, _)| name == "zone");
+        label.map(|(_, zone)| zone.as_str())
     }
 
     /// Its name.

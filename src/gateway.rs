@@ -9,7 +9,7 @@ use log::warn;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::affinity::{AffinityMap, Clock};
+use crate::affinity::{AffinityMap, Clock, whole_seconds};
 use crate::backend::{Backend, BackendId};
 use crate::clock::Moment;
 use crate::config::Config;
@@ -18,12 +18,14 @@ use crate::edge::envelope::Envelope;
 use crate::fleet::{Fleet, View};
 use crate::identity::address::TrustedProxies;
 use crate::identity::crowd::{self, CrowdWatch};
+use crate::identity::mark::Marks;
 use crate::identity::session::SigningKey;
 use crate::logging::TARGET;
 use crate::probe::Prober;
+use crate::registry::Registry;
 use crate::rejection::{Kind, Rejection};
 use crate::retry::RetryBudget;
-use crate::selection::{self, Client, Rule};
+use crate::selection::{self, Candidate, Client, Rule};
 
 /// What every part of a running gateway shares.
 pub struct Gateway {
@@ -35,6 +37,10 @@ pub struct Gateway {
     pub prober: Arc<Prober>,
     /// Which client belongs where.
     pub affinity: Arc<AffinityMap>,
+    /// Services that are no ComfyUI servers.
+    pub registry: Arc<Registry>,
+    /// Which clients asked for a special kind of work.
+    marks: Marks,
     /// Whose `X-Forwarded-*` headers are believed.
     pub trusted: ArcSwap<TrustedProxies>,
     /// Signs cookies and tabs.
@@ -65,6 +71,22 @@ pub struct Destination {
     pub backend: Arc<Backend>,
     /// Counts its prompt, if it is one.
     pub sending: Option<Sending>,
+    /// The path that a registered service wants its requests at; `None` for ComfyUI servers.
+    pub service_path: Option<String>,
+}
+
+impl Destination {
+    /// What the backend is to be asked for when the client asked for `sent`, if that differs.
+    pub fn target(&self, sent: &[u8]) -> Option<Vec<u8>> {
+        let base = &self.backend.spec.endpoint.base;
+        match &self.service_path {
+            Some(path) => {
+                let query = sent.iter().position(|&byte| byte == b'?').unwrap_or(sent.len());
+                Some([path.as_bytes(), &sent[query..]].concat())
+            }
+            None => (!base.is_empty()).then(|| [base.as_bytes(), sent].concat()),
+        }
+    }
 }
 
 impl Gateway {
@@ -82,6 +104,8 @@ impl Gateway {
             fleet,
             prober,
             affinity,
+            registry: Arc::default(),
+            marks: Marks::default(),
             signing_key,
             budget: Arc::default(),
             clock: Clock::start(),
@@ -109,6 +133,14 @@ impl Gateway {
         envelope: &Envelope,
         tried: &[BackendId],
     ) -> Result<Destination, Rejection> {
+        if let Some(task_type) = &envelope.service {
+            return self.registry.destination(task_type, tried);
+        }
+        if let (Some(mark), []) = (&envelope.mark, tried)
+            && mark.lasting
+        {
+            self.marks.set(envelope.key, &mark.task_type, envelope.now);
+        }
         let view = self.fleet.view();
         if let Some(id) = envelope.by_hand {
             return self.chosen_by_hand(&view, id, envelope, tried);
@@ -129,6 +161,9 @@ impl Gateway {
         tried: &[BackendId],
     ) -> Result<Destination, Rejection> {
         match view.get(id) {
+            Some(backend) if !serves(backend, asked(envelope)) => {
+                Err(no_such_work(view, asked(envelope)).retry_after(self.retry_after()))
+            }
             Some(backend) if backend.live.keeps_old() && tried.is_empty() => {
                 Ok(self.towards(Arc::clone(backend), envelope))
             }
@@ -149,7 +184,8 @@ impl Gateway {
         let Some(id) = self.affinity.get(envelope.key, envelope.now) else { return Ok(None) };
         let Some(backend) = view.get(BackendId(id)) else { return Ok(None) };
         if backend.live.keeps_old() {
-            return Ok(Some(Arc::clone(backend)));
+            // A marked request takes its client along to where such work is done.
+            return Ok(serves(backend, asked(envelope)).then(|| Arc::clone(backend)));
         }
         let config = self.config.load();
         let waits = backend.live.down_for(Moment::now()) < config.session.failover_after;
@@ -167,33 +203,63 @@ impl Gateway {
         envelope: &Envelope,
         tried: &[BackendId],
     ) -> Result<Destination, Rejection> {
+        let task_type = self.task_type(envelope);
+        let task_type = task_type.as_deref();
         let _placing = self.placing.lock();
         let stays = |id: u32| {
             let backend = view.get(BackendId(id));
-            !tried.contains(&BackendId(id)) && backend.is_some_and(|b| b.live.keeps_old())
+            !tried.contains(&BackendId(id))
+                && backend.is_some_and(|b| b.live.keeps_old() && serves(b, asked(envelope)))
         };
         let placed = self.affinity.get_or_place_with(envelope.key, envelope.now, |current| {
-            current.filter(|&id| stays(id)).or_else(|| self.choose(view, envelope, tried))
+            current
+                .filter(|&id| stays(id))
+                .or_else(|| self.choose(view, envelope, task_type, tried))
         });
         let backend = placed.and_then(|placed| view.get(BackendId(placed.backend)));
         match backend {
             Some(backend) => Ok(self.towards(Arc::clone(backend), envelope)),
-            None => Err(self.no_backend()),
+            None => Err(no_such_work(view, task_type).retry_after(self.retry_after())),
         }
     }
 
-    fn choose(&self, view: &View, envelope: &Envelope, tried: &[BackendId]) -> Option<u32> {
+    /// The kind of work that a request asks for, or that its client has asked for: since its
+    /// placement, or within the time a placement holds.
+    fn task_type(&self, envelope: &Envelope) -> Option<String> {
+        if let Some(asked) = asked(envelope) {
+            return Some(asked.to_owned());
+        }
+        let (task_type, at) = self.marks.get(envelope.key)?;
+        let ttl = whole_seconds(self.config.load().session.ttl);
+        let counts = envelope.now.since(at) <= ttl
+            || self.affinity.peek(envelope.key, envelope.now).is_some();
+        counts.then_some(task_type)
+    }
+
+    fn choose(
+        &self,
+        view: &View,
+        envelope: &Envelope,
+        task_type: Option<&str>,
+        tried: &[BackendId],
+    ) -> Option<u32> {
         let scheduler = &self.config.load().scheduler;
         let rule = Rule {
             strategy: scheduler.strategy,
             prefer_idle: scheduler.prefer_idle,
             queue_weight: scheduler.queue_weight,
+            zone_spill: scheduler.zone_spill,
         };
+        let zone = envelope.zone.as_deref();
         let stale_after = self.prober.stale_after();
         let candidates: Vec<_> = view
             .backends
             .iter()
-            .map(|b| b.candidate(self.affinity.fresh(b.id.0, envelope.now), stale_after))
+            .map(|b| Candidate {
+                serves: serves(b, task_type),
+                in_zone: zone.is_none() || b.zone() == zone,
+                ..b.candidate(self.affinity.fresh(b.id.0, envelope.now), stale_after)
+            })
             .collect();
         let tried: Vec<usize> = tried.iter().filter_map(|&id| view.position(id)).collect();
         let key = envelope.key.to_bytes();
@@ -213,12 +279,7 @@ impl Gateway {
         if envelope.is_prompt {
             self.affinity.mark_prompted(envelope.key, envelope.now);
         }
-        Destination { backend, sending }
-    }
-
-    fn no_backend(&self) -> Rejection {
-        Rejection::new(Kind::NoBackend, "no ComfyUI server is available at the moment")
-            .retry_after(self.retry_after())
+        Destination { backend, sending, service_path: None }
     }
 
     /// When a backend that is down now may have been seen to be up.
@@ -263,4 +324,30 @@ impl Gateway {
             let _ = ending.wait_for(|ending| *ending).await;
         }
     }
+}
+
+/// The kind of work a request asks for.
+fn asked(envelope: &Envelope) -> Option<&str> {
+    envelope.mark.as_ref().map(|mark| mark.task_type.as_str()).filter(|asked| !asked.is_empty())
+}
+
+fn serves(backend: &Backend, task_type: Option<&str>) -> bool {
+    task_type.is_none_or(|task_type| backend.serves(task_type))
+}
+
+/// The refusal when no backend can be had, which is another matter when none does such work.
+fn no_such_work(view: &View, task_type: Option<&str>) -> Rejection {
+    let Some(task_type) = task_type else {
+        return Rejection::new(Kind::NoBackend, "no ComfyUI server is available at the moment");
+    };
+    let message = format!("no ComfyUI server for \"{task_type}\" is available at the moment");
+    let refused = Rejection::new(Kind::NoBackend, message);
+    if view.backends.is_empty() || view.backends.iter().any(|b| b.serves(task_type)) {
+        return refused;
+    }
+    let mut known: Vec<_> = view.backends.iter().flat_map(|b| &b.spec.task_types).collect();
+    known.sort();
+    known.dedup();
+    let known: Vec<_> = known.into_iter().map(String::as_str).take(20).collect();
+    refused.cure(format!("none here does such work; there is: {}", known.join(", ")))
 }

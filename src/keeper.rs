@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use log::{info, warn};
 
+use crate::admin::endpoint_policy::EndpointPolicy;
 use crate::affinity::Placement;
 use crate::backend::BackendId;
 use crate::gateway::Gateway;
 use crate::identity::ClientKey;
 use crate::logging::TARGET;
 use crate::pace::Learnt;
+use crate::registry;
 use crate::state::{PlacementRecord, Rate, State, StateError};
 
 /// Pause between two writes; `kill -9` costs this much.
@@ -58,9 +60,11 @@ pub fn learnt(state: Option<&State>) -> impl Fn(&str) -> Learnt + use<> {
     }
 }
 
-/// Puts the placements of an earlier process back.
+/// Puts the services and placements of an earlier process back.
 pub fn restore(gateway: &Gateway, state: &State) {
     let config = gateway.config.load();
+    let policy = EndpointPolicy::new(&config.admin.allow_endpoints);
+    registry::store::restore(&gateway.registry, state, &policy);
     let now = gateway.clock.now();
     let oldest = now.minus(crate::affinity::whole_seconds(config.session.ttl));
     let records = match state.load_placements(config.session.max_clients, oldest) {
@@ -120,6 +124,7 @@ fn write(gateway: &Gateway, state: &State, with_rates: bool) -> Result<(), State
             break;
         }
     }
+    registry::store::save(&gateway.registry, state, with_rates)?;
     if with_rates {
         let view = gateway.fleet.view();
         let rates: Vec<_> = view

@@ -7,7 +7,7 @@
 //! 2. [`edge::admit`] decides what becomes of it: [`comfy::origin`] keeps other sites out,
 //!    [`identity`] tells who asks.
 //! 3. [`gateway`] finds the backend: the one that [`affinity`] remembers, else the one that
-//!    [`selection`] chooses from what [`fleet`] knows.
+//!    [`selection`] chooses from what [`fleet`] knows; for `/infer/…` a service of [`registry`].
 //! 4. HTTP goes through [`proxy`], the only `ProxyHttp`; a WebSocket through [`relay`];
 //!    [`upstream`] connects, [`retry`] says what may be tried again, [`rejection`] answers the rest.
 //!
@@ -39,6 +39,7 @@ pub mod operator;
 pub mod pace;
 pub mod probe;
 pub mod proxy;
+pub mod registry;
 pub mod rejection;
 pub mod relay;
 pub mod retry;

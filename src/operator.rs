@@ -5,6 +5,7 @@
 //! what was answered survives a restart. Requests in flight are not touched: they hold their
 //! backend; the next request sees the new fleet. Every change leaves an audit line.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use log::{info, warn};
 use serde_json::Value;
 use tokio::sync::Mutex;
 
+use crate::admin::endpoint_policy::{self, EndpointPolicy};
 use crate::backend::{Backend, Wanted};
-use crate::config::{self, Config, Strategy};
+use crate::config::{self, Config, Endpoint, Strategy};
 use crate::gateway::Gateway;
 use crate::logging::TARGET;
 use crate::pace::Learnt;
@@ -108,6 +110,7 @@ impl Operator {
     pub async fn add(&self, words: Value, actor: &Actor) -> Result<Arc<Backend>, Rejection> {
         let spec = config::backend_of(&words)
             .map_err(|problems| Rejection::new(Kind::InvalidValue, problems.to_string()))?;
+        self.allow(&spec.endpoint).await?;
         let after = spec.endpoint.url();
         self.change(
             actor,
@@ -116,6 +119,14 @@ impl Operator {
         )
         .await?;
         self.named(&spec.name)
+    }
+
+    /// Refuses an endpoint that operators may not add.
+    async fn allow(&self, endpoint: &Endpoint) -> Result<(), Rejection> {
+        let policy = EndpointPolicy::new(&self.gateway.config.load().admin.allow_endpoints);
+        let found = endpoint_policy::resolve(endpoint).await?;
+        let addresses: Vec<_> = found.iter().map(SocketAddr::ip).collect();
+        endpoint_policy::check(endpoint, &addresses, &policy)
     }
 
     /// Removes a backend at once.

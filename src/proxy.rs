@@ -102,7 +102,9 @@ impl ProxyHttp for Proxy {
         _session: &mut Session,
         journey: &mut Journey,
     ) -> Result<Box<HttpPeer>> {
-        let is_prompt = journey.envelope.as_deref().is_some_and(|envelope| envelope.is_prompt);
+        // What must not be sent twice gets a connection of its own; services are posted to only.
+        let alone = journey.envelope.as_deref();
+        let alone = alone.is_some_and(|e| e.is_prompt || e.service.is_some());
         if let (Some(envelope), false) = (journey.envelope.as_deref(), journey.tried.is_empty()) {
             journey.destination = None;
             match self.gateway.destination(envelope, &journey.tried) {
@@ -110,7 +112,7 @@ impl ProxyHttp for Proxy {
                 Err(refused) => return Err(journey.refuse(refused)),
             }
         }
-        let peer = journey.destination.as_ref().and_then(|d| upstream::peer(&d.backend, is_prompt));
+        let peer = journey.destination.as_ref().and_then(|d| upstream::peer(&d.backend, alone));
         match peer {
             Some(peer) => Ok(peer),
             None => Err(journey.refuse(
@@ -157,10 +159,8 @@ impl ProxyHttp for Proxy {
         for (name, value) in envelope.outgoing(backend) {
             request.insert_header(name, value)?;
         }
-        let base = &backend.spec.endpoint.base;
-        if !base.is_empty() {
-            let path = [base.as_bytes(), request.raw_path()].concat();
-            request.set_raw_path(&path)?;
+        if let Some(target) = destination.target(request.raw_path()) {
+            request.set_raw_path(&target)?;
         }
         Ok(())
     }
@@ -191,6 +191,9 @@ impl ProxyHttp for Proxy {
         journey.answered = Some(Instant::now());
         response.remove_header("x-comfygate-backend");
         let Some(destination) = &mut journey.destination else { return Ok(()) };
+        if destination.service_path.is_some() {
+            self.gateway.registry.answered(destination.backend.id);
+        }
         if let Some(sending) = destination.sending.take()
             && response.status.is_success()
         {
@@ -249,7 +252,12 @@ impl ProxyHttp for Proxy {
         error: &Error,
         journey: &mut Journey,
     ) -> FailToProxy {
-        let refused = journey.refused.take().or_else(|| refusal_of(error));
+        let asked = match journey.envelope.as_deref().and_then(|envelope| envelope.service.as_ref())
+        {
+            Some(_) => "service",
+            None => "ComfyUI server",
+        };
+        let refused = journey.refused.take().or_else(|| refusal_of(error, asked));
         let Some(refused) = refused else {
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
@@ -321,6 +329,9 @@ impl Proxy {
             return error;
         }
         self.gateway.suspects(&destination.backend, &error.etype().as_str().to_lowercase());
+        if destination.service_path.is_some() {
+            self.gateway.registry.failed(destination.backend.id, failure);
+        }
         journey.tried.push(destination.backend.id);
         let failover = &self.gateway.config.load().failover;
         let verdict = may_retry(&RetryCase {
@@ -344,15 +355,16 @@ impl Proxy {
 }
 
 /// The refusal that a failure of the proxy itself amounts to; none when the client is gone.
-fn refusal_of(error: &Error) -> Option<Rejection> {
+fn refusal_of(error: &Error, asked: &str) -> Option<Rejection> {
     match (error.esource(), error.etype()) {
         (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout | ErrorType::ConnectTimedout)
             if *error.esource() == ErrorSource::Upstream =>
         {
-            Some(Rejection::new(Kind::UpstreamTimeout, "the ComfyUI server did not answer in time"))
+            let message = format!("the {asked} did not answer in time");
+            Some(Rejection::new(Kind::UpstreamTimeout, message))
         }
         (ErrorSource::Upstream, _) => {
-            Some(Rejection::new(Kind::UpstreamFailed, "the ComfyUI server failed"))
+            Some(Rejection::new(Kind::UpstreamFailed, format!("the {asked} failed")))
         }
         (ErrorSource::Downstream, ErrorType::ReadTimedout) => {
             Some(Rejection::new(Kind::Timeout, "the request's body did not come in time"))

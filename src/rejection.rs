@@ -87,12 +87,20 @@ pub struct Rejection {
     pub details: String,
     /// Seconds after which trying again makes sense.
     pub retry_after: Option<u32>,
+    /// The methods that are served, for a wrong one.
+    pub allow: Option<&'static str>,
 }
 
 impl Rejection {
     /// A refusal without details.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), details: String::new(), retry_after: None }
+        Self {
+            kind,
+            message: message.into(),
+            details: String::new(),
+            retry_after: None,
+            allow: None,
+        }
     }
 
     /// Adds what to do about it.
@@ -106,6 +114,13 @@ impl Rejection {
     #[must_use]
     pub fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
+        self
+    }
+
+    /// Adds the methods that are served.
+    #[must_use]
+    pub fn allow(mut self, methods: &'static str) -> Self {
+        self.allow = Some(methods);
         self
     }
 
@@ -132,6 +147,9 @@ impl Rejection {
         ];
         if let Some(seconds) = self.retry_after {
             headers.push(("retry-after", seconds.to_string()));
+        }
+        if let Some(methods) = self.allow {
+            headers.push(("allow", methods.to_owned()));
         }
         if self.kind == Kind::Unauthorized {
             headers.push(("www-authenticate", "Bearer".to_owned()));

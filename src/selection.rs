@@ -1,9 +1,10 @@
 //! Choosing a backend: a pure function from a snapshot of the fleet to a choice and its reason.
 //!
-//! [`choose`] ranks in three steps. First who may be taken at all (healthy, enabled, not tried
-//! before; backups only when nothing else is left). Then the best class among those: with room
-//! and a fresh reading, before a stale reading or a suspect, before a full queue. Then the
-//! strategy inside that class. Queue-aware strategies ask the ketama owner of the client's
+//! [`choose`] ranks in four steps. First who may be taken at all (healthy, enabled, able to do the
+//! work, not tried before; backups only when nothing else is left). Then the best class among
+//! those: with room and a fresh reading, before a stale reading or a suspect, before a full queue.
+//! Then the client's own zone, until its shortest queue is longer than the shortest elsewhere by
+//! more than [`Rule::zone_spill`]. Then the strategy inside what is left. Queue-aware strategies ask the ketama owner of the client's
 //! address first: when it is among the least loaded it is taken, so that an idle farm maps by
 //! consistent hashing alone, the same in any order of arrival and on every replica.
 //!
@@ -23,6 +24,10 @@ pub const FRESH_CLIENT_WEIGHT: f64 = 0.25;
 pub struct Candidate {
     /// Whether new clients may go there: healthy, enabled, not draining.
     pub eligible: bool,
+    /// Whether it does the kind of work that is asked for.
+    pub serves: bool,
+    /// Whether it is in the client's zone; true everywhere for a client without one.
+    pub in_zone: bool,
     /// Used only when no other is eligible.
     pub backup: bool,
     /// Its running prompt has shown no life for long.
@@ -54,6 +59,8 @@ pub struct Rule {
     pub prefer_idle: bool,
     /// False: ketama alone.
     pub queue_weight: bool,
+    /// Prompts by which the own zone's shortest queue may exceed the shortest elsewhere.
+    pub zone_spill: u32,
 }
 
 impl Rule {
@@ -160,7 +167,9 @@ pub fn choose(
     tried: &[usize],
 ) -> Option<Choice> {
     let open = |position: usize| {
-        candidates.get(position).is_some_and(|c| c.eligible && !tried.contains(&position))
+        candidates
+            .get(position)
+            .is_some_and(|c| c.eligible && c.serves && !tried.contains(&position))
     };
     let primaries = (0..candidates.len()).any(|p| open(p) && !candidates[p].backup);
     let allowed = |position: usize| open(position) && candidates[position].backup != primaries;
@@ -187,15 +196,33 @@ fn choose_among(
     let best =
         (0..candidates.len()).filter(|&p| allowed(p)).map(|p| candidates[p].class()).min()?;
     let in_class = |position: usize| allowed(position) && candidates[position].class() == best;
+    let at_home = stays_in_zone(candidates, rule, in_class);
+    let left = |position: usize| in_class(position) && (!at_home || candidates[position].in_zone);
     let mut choice = match best {
-        Class::Full => least_full(candidates, ring, client, in_class),
-        _ if rule.is_hash_only() => owner(ring, client, in_class),
-        _ => by_strategy(candidates, ring, rule, client, in_class),
+        Class::Full => least_full(candidates, ring, client, left),
+        _ if rule.is_hash_only() => owner(ring, client, left),
+        _ => by_strategy(candidates, ring, rule, client, left),
     }?;
     if !primaries {
         choice.reason = Reason::Backup;
     }
     Some(choice)
+}
+
+/// Whether the client's zone is to be preferred: it has a backend to offer, and its shortest queue
+/// is not longer than the shortest elsewhere by more than the rule allows. Where ketama alone
+/// decides, queues have no say in this either.
+fn stays_in_zone(candidates: &[Candidate], rule: Rule, accept: impl Fn(usize) -> bool) -> bool {
+    let shortest = |in_zone: bool| {
+        let there = (0..candidates.len()).filter(|&p| accept(p));
+        there.map(|p| &candidates[p]).filter(|c| c.in_zone == in_zone).map(|c| c.prompts).min()
+    };
+    match (shortest(true), shortest(false)) {
+        (Some(here), Some(there)) => {
+            rule.is_hash_only() || here <= there.saturating_add(rule.zone_spill)
+        }
+        (here, _) => here.is_some(),
+    }
 }
 
 fn owner(ring: &Ring, client: Client<'_>, accept: impl Fn(usize) -> bool) -> Option<Choice> {

@@ -27,6 +27,7 @@ use crate::logging::TARGET;
 use crate::operator::Operator;
 use crate::probe::Prober;
 use crate::proxy::Proxy;
+use crate::registry;
 use crate::state::{State, load_or_make_cookie_key};
 use crate::{access, admin, keeper, logging, summary};
 
@@ -88,6 +89,7 @@ impl Server {
             keeper::restore(&gateway, state);
         }
         tokio::spawn(Arc::clone(&operator).tend());
+        tokio::spawn(registry::watch::watch(Arc::clone(&gateway)));
 
         let admin_listener = listen(self.admin)?;
         let admin_address = admin_listener.local_addr()?;

@@ -21,14 +21,14 @@ const READ_TIMEOUT: Duration = Duration::from_mins(5);
 const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Idle connections are dropped before aiohttp's keep-alive of 75 s would race with a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Keeps connections of prompts apart from the others, see [`peer`].
-const PROMPT_GROUP: u64 = 1;
+/// Keeps connections of a single request apart from the others, see [`peer`].
+const ALONE_GROUP: u64 = 1;
 
 /// The backend as Pingora connects to it; `None` while its name does not resolve.
 ///
-/// A prompt always gets a connection of its own: on a kept-alive one the backend's close could
-/// cross the prompt's way, and nobody could tell whether it was queued.
-pub fn peer(backend: &Backend, is_prompt: bool) -> Option<Box<HttpPeer>> {
+/// A prompt always gets a connection of its own (`alone`): on a kept-alive one the backend's close
+/// could cross the prompt's way, and nobody could tell whether it was queued.
+pub fn peer(backend: &Backend, alone: bool) -> Option<Box<HttpPeer>> {
     let address = *backend.live.address.load().as_deref()?;
     let endpoint = &backend.spec.endpoint;
     // Never an empty SNI: Pingora's rustls connector would skip verification.
@@ -37,9 +37,9 @@ pub fn peer(backend: &Backend, is_prompt: bool) -> Option<Box<HttpPeer>> {
     peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT * 2);
     peer.options.read_timeout = Some(READ_TIMEOUT);
     peer.options.write_timeout = Some(WRITE_TIMEOUT);
-    peer.options.idle_timeout = Some(if is_prompt { Duration::ZERO } else { IDLE_TIMEOUT });
-    if is_prompt {
-        peer.group_key = PROMPT_GROUP;
+    peer.options.idle_timeout = Some(if alone { Duration::ZERO } else { IDLE_TIMEOUT });
+    if alone {
+        peer.group_key = ALONE_GROUP;
     }
     Some(peer)
 }

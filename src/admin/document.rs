@@ -69,6 +69,7 @@ pub(super) fn guard(document: &mut Document) {
         operation.security =
             Some(vec![SecurityRequirement::new(TOKEN, [] as [&str; 0]), or_nothing]);
         answers(operation, "401", "A valid token is needed");
+        answers(operation, "403", "A page of another site sent it");
         let parameters = operation.parameters.as_deref().unwrap_or_default();
         if parameters
             .iter()

@@ -7,6 +7,7 @@
 //! | `GET /lb/stats` | totals |
 //! | `GET /lb/log`, `POST /lb/log {"verbose": true}` | verbose logging |
 //! | `GET /lb/openapi.json` | all of this, for machines |
+//! | `/api/v1/ai_analysis/…` | the service registry, see [`crate::registry::api`] |
 //!
 //! and the endpoints of [`backends`] and [`doctor`]. With `admin.token` everything but the first
 //! two wants `Authorization: Bearer`. The data port serves `/lb/*` too, and never without a token.
@@ -14,17 +15,18 @@
 //! **To add an endpoint**, write its handler with a `#[utoipa::path(…)]` attribute that names verb,
 //! path, parameters, body and every status that is its own, and name the handler in a `routes!` of
 //! the module's `routes()`, an [`OpenApiRouter`]; handlers of one path stand in one `routes!`. That
-//! routes it and writes it into the [`document`], which adds what holds of all of them (401; with
-//! parameters or a body 400, 408, 413). A new module's `routes()` gets a line in [`endpoints`].
+//! routes it and writes it into the [`document`], which adds what holds of all of them (401, 403;
+//! with parameters or a body 400, 408, 413). A new module's `routes()` gets a line in [`endpoints`].
 //! Take input by [`asked`], refuse with [`Rejection`]. Only what is no API, such as pages, is
 //! routed without an attribute, and then named in `NO_API` of the tests.
 
 pub mod backends;
 pub mod doctor;
+pub mod endpoint_policy;
 pub mod views;
 
-mod asked;
-mod document;
+pub(crate) mod asked;
+pub(crate) mod document;
 #[cfg(test)]
 mod tests;
 
@@ -45,10 +47,12 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::comfy::origin;
 use crate::config::Secret;
 use crate::gateway::Gateway;
 use crate::logging;
 use crate::operator::{Actor, Operator};
+use crate::registry;
 use crate::rejection::{Kind, Rejection};
 use asked::{InBody, MAX_BODY};
 use document::Refusal;
@@ -73,12 +77,14 @@ pub fn data_port_router(gateway: &Arc<Gateway>, operator: &Arc<Operator>) -> Rou
 }
 
 fn router_of(port: Port, gateway: &Arc<Gateway>, operator: &Arc<Operator>) -> Router {
-    let (guarded, mut document) = endpoints().split_for_parts();
+    let mut guarded = endpoints();
+    let mut open = OpenApiRouter::new();
+    if port == Port::Admin {
+        guarded = guarded.merge(registry::api::routes().with_state(Arc::clone(gateway)));
+        open = open.routes(routes!(healthz)).routes(routes!(readyz));
+    }
+    let (guarded, mut document) = guarded.split_for_parts();
     document::guard(&mut document);
-    let open = match port {
-        Port::Admin => OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)),
-        Port::Data => OpenApiRouter::new(),
-    };
     let (open, more) = open.split_for_parts();
     document.merge(more);
     let admin = Arc::new(Admin {
@@ -157,6 +163,11 @@ async fn authorise(
     next: Next,
 ) -> Response {
     let config = admin.gateway.config.load_full();
+    if is_foreign(&request, &config.server.public_names) {
+        return Rejection::new(Kind::Forbidden, "another site may not send requests here")
+            .cure("if this is the gateway's own public name, add it to server.public_names")
+            .into_response();
+    }
     let Some(token) = &config.admin.token else {
         return match port {
             Port::Admin => next.run(request).await,
@@ -171,6 +182,15 @@ async fn authorise(
             .cure("send Authorization: Bearer TOKEN, the token being admin.token")
             .into_response()
     }
+}
+
+/// Whether another site's page is behind a request: bodies are read whatever their type says, so
+/// that a browser would send them from anywhere without asking first. A page without an origin is
+/// nobody's here.
+fn is_foreign(request: &Request, public_names: &[String]) -> bool {
+    let headers = request.headers();
+    origin::is_foreign(request.method(), headers, public_names)
+        || headers.get(header::ORIGIN).is_some_and(|origin| origin == "null")
 }
 
 /// Whether a request shows the token; compared in constant time.

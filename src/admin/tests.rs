@@ -88,6 +88,7 @@ async fn every_other_verb_is_405_with_those_that_are_allowed() {
     let document = call(&admin, "get", "/lb/openapi.json", "").await.body;
     for (path, item) in document["paths"].as_object().unwrap() {
         let address = path.replace("{name}", "nobody").replace("{strategy}", "none");
+        let address = address.replace("{task_type}", "none");
         assert!(!address.contains('{'), "name a value for the parameters of {path}");
         for verb in VERBS.iter().filter(|verb| item.get(**verb).is_none()) {
             let reply = call(&admin, verb, &address, "").await;
@@ -145,33 +146,45 @@ async fn hostile_backends_are_refused_with_what_is_wrong() {
         assert_eq!(add(name(hostile)).await, (400, "invalid_value".into()), "{hostile:?}");
     }
     for rest in [
-        r#""host":"h","port":0"#,
-        r#""host":"h","port":65536"#,
-        r#""host":"h","port":-1"#,
-        r#""host":"h","port":"x""#,
-        r#""host":"h""#,
-        r#""url":"ftp://h""#,
-        r#""url":"http://u:p@h""#,
-        r#""url":"http://h","colour":1"#,
-        r#""url":"http://h","weight":0"#,
+        r#""host":"127.0.0.1","port":0"#,
+        r#""host":"127.0.0.1","port":65536"#,
+        r#""host":"127.0.0.1","port":-1"#,
+        r#""host":"127.0.0.1","port":"x""#,
+        r#""host":"127.0.0.1""#,
+        r#""url":"ftp://127.0.0.1""#,
+        r#""url":"http://u:p@127.0.0.1""#,
+        r#""url":"http://127.0.0.1:2","colour":1"#,
+        r#""url":"http://127.0.0.1:2","weight":0"#,
         r#""url":["a"]"#,
-        r#""url":"http://h","headers":{"X-A":{"file":"/etc/hostname"}}"#,
-        r#""url":"http://h","headers":{"X-A":{"env":"PATH"}}"#,
-        r#""url":"http://h","headers":{"<<":[{"X-A":{"file":"/etc/hostname"}}]}"#,
-        r#""url":"http://h","<<":{"headers":{"X-A":{"file":"/etc/hostname"}}}"#,
-        r#""url":"http://h","headers":{"Host":"x"}"#,
-        r#""url":"http://h","headers":[1]"#,
-        r#""url":"http://h","labels":7"#,
-        r#""url":"http://h","task_types":"x""#,
-        r#""host":"h","port":"8188""#,
-        r#""url":"http://h","enabled":"true""#,
+        r#""url":"http://169.254.169.254""#,
+        r#""host":"fe80::1","port":80"#,
+        r#""host":"::ffff:169.254.1.1","port":80"#,
+        r#""url":"http://0.0.0.0:8188""#,
+        r#""url":"http://no-such-host.invalid:8188""#,
+        r#""url":"http://127.0.0.1:2","headers":{"X-A":{"file":"/etc/hostname"}}"#,
+        r#""url":"http://127.0.0.1:2","headers":{"X-A":{"env":"PATH"}}"#,
+        r#""url":"http://127.0.0.1:2","headers":{"<<":[{"X-A":{"file":"/etc/hostname"}}]}"#,
+        r#""url":"http://127.0.0.1:2","<<":{"headers":{"X-A":{"file":"/etc/hostname"}}}"#,
+        r#""url":"http://127.0.0.1:2","headers":{"Host":"x"}"#,
+        r#""url":"http://127.0.0.1:2","headers":[1]"#,
+        r#""url":"http://127.0.0.1:2","labels":7"#,
+        r#""url":"http://127.0.0.1:2","task_types":"x""#,
+        r#""host":"127.0.0.1","port":"8188""#,
+        r#""url":"http://127.0.0.1:2","enabled":"true""#,
     ] {
         let body = format!(r#"{{"name":"b",{rest}}}"#);
         assert_eq!(add(body).await, (400, "invalid_value".into()), "{rest}");
     }
-    for body in
-        ["", "{", "[]", "null", "1", "\"x\"", r#"{"name":1,"url":"http://h"}"#, &"[".repeat(10_000)]
-    {
+    for body in [
+        "",
+        "{",
+        "[]",
+        "null",
+        "1",
+        "\"x\"",
+        r#"{"name":1,"url":"http://127.0.0.1:2"}"#,
+        &"[".repeat(10_000),
+    ] {
         assert_eq!(add(body.to_owned()).await, (400, "invalid_value".into()), "{body:.20}");
     }
     assert_eq!(add(" ".repeat(MAX_BODY + 1)).await, (413, "body_too_large".into()));
@@ -219,6 +232,29 @@ async fn a_body_is_json_whatever_its_type_says() {
     }
     let body = r#"{"verbose": false, "more": 1}"#;
     assert_eq!(refusal(&admin, "post", "/lb/log", body).await, (400, "invalid_value".into()));
+}
+
+#[tokio::test]
+async fn pages_of_other_sites_may_change_nothing() {
+    let (admin, _) = routers("").await;
+    for (name, value) in
+        [("origin", "http://evil.example"), ("origin", "null"), ("sec-fetch-site", "cross-site")]
+    {
+        for (path, body) in [
+            ("/lb/log", r#"{"verbose": false}"#),
+            ("/lb/health-check", ""),
+            ("/api/v1/ai_analysis/register", "{}"),
+        ] {
+            let request = Request::post(path).header("host", "127.0.0.1:8101").header(name, value);
+            let request = request.header("content-type", "text/plain").body(Body::from(body));
+            let response = admin.clone().oneshot(request.unwrap()).await.unwrap();
+            assert_eq!(response.status(), 403, "{path} {name}: {value}");
+        }
+    }
+    let own = Request::post("/lb/log").header("host", "127.0.0.1:8101");
+    let own =
+        own.header("origin", "http://127.0.0.1:8101").body(Body::from(r#"{"verbose": false}"#));
+    assert_eq!(admin.clone().oneshot(own.unwrap()).await.unwrap().status(), 200);
 }
 
 #[tokio::test]

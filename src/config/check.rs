@@ -204,7 +204,7 @@ fn admin(node: &Node<'_>) -> Admin {
         let token = "token: {env: COMFYGATE_ADMIN_TOKEN}";
         listen_node.problem(format!("open to others; set admin {token} or use 127.0.0.1:PORT"));
     }
-    Admin { listen, token }
+    Admin { listen, token, allow_endpoints: networks(&node.get("allow_endpoints")) }
 }
 
 fn alerts(node: &Node<'_>) -> Alerts {
@@ -297,6 +297,12 @@ pub(super) fn warnings(root: &Node<'_>, config: &Config) -> Vec<String> {
     if check.timeout > check.interval {
         warnings.push(
             "health_check.timeout: longer than health_check.interval, so polls fall behind"
+                .to_owned(),
+        );
+    }
+    if config.scheduler.zone_header.is_some() && config.server.trusted_proxies.is_empty() {
+        warnings.push(
+            "scheduler.zone_header: believed of server.trusted_proxies only, and there are none"
                 .to_owned(),
         );
     }

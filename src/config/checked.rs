@@ -113,7 +113,7 @@ pub struct Scheduler {
     pub prefer_idle: bool,
     /// False: queue depth is ignored, ketama alone decides.
     pub queue_weight: bool,
-    /// Header that names a client's zone.
+    /// Header that names a client's zone; believed of `server.trusted_proxies` only. Lower case.
     pub zone_header: Option<String>,
     /// Zones by client address, in the order they are tried.
     pub zones: Vec<(String, Vec<IpNet>)>,
@@ -322,6 +322,8 @@ pub struct Admin {
     pub listen: SocketAddr,
     /// Bearer token that callers must show.
     pub token: Option<Secret>,
+    /// Networks that servers added at run time may be in; empty: any but link-local ones.
+    pub allow_endpoints: Vec<IpNet>,
 }
 
 /// `log`.

@@ -104,7 +104,7 @@ pub(super) const FILE: Shape = Map(&[
     ("backends", Items(BACKEND)),
     ("backends_file", Leaf),
     ("state_dir", Leaf),
-    ("admin", Map(&[("listen", Leaf), ("token", Leaf)])),
+    ("admin", Map(&[("listen", Leaf), ("token", Leaf), ("allow_endpoints", Leaf)])),
     ("alerts", Map(&[("webhooks", Leaf), ("queue_above", Leaf)])),
     ("log", Map(&[("format", Leaf), ("access", Leaf)])),
     ("cache", Map(&[("size", Leaf)])),

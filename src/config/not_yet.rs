@@ -33,12 +33,6 @@ pub(super) const NOT_YET: &[NotYet] = &[
         then: Then::Refuse("not built yet; use off, and X-Forwarded-For with trusted_proxies"),
     },
     NotYet {
-        key: "scheduler.zone_header",
-        asked: |c| c.scheduler.zone_header.is_some(),
-        then: Then::Warn,
-    },
-    NotYet { key: "scheduler.zones", asked: |c| !c.scheduler.zones.is_empty(), then: Then::Warn },
-    NotYet {
         key: "queue.fairness",
         asked: |c| c.queue.fairness != Fairness::RoundRobin,
         then: Then::Warn,

@@ -15,8 +15,11 @@ use crate::affinity::{Seconds, whole_seconds};
 use crate::comfy::{origin, routes};
 use crate::config::{Affinity, Config};
 use crate::gateway::Gateway;
+use crate::identity::mark::{self, Mark};
 use crate::identity::session::{Session, SigningKey};
+use crate::identity::zone::zone_of;
 use crate::identity::{Caller, cookie, tab};
+use crate::registry;
 use crate::rejection::{Kind, Rejection};
 
 /// What becomes of a request.
@@ -128,6 +131,12 @@ impl Desk<'_> {
         if found.target == "/lb" || found.target.starts_with("/lb/") {
             return Admission::Local;
         }
+        let (service, mark) =
+            match (self.service(head, found.target), mark_of(head, &headers, found.target)) {
+                (Ok(service), Ok(mark)) => (service, mark),
+                (Err(refused), _) | (_, Err(refused)) => return Admission::Refuse(refused),
+            };
+        let zone = self.zone(head, trusted.contains(self.peer.ip()), address);
         let envelope = Box::new(Envelope {
             key: found.caller.key(),
             caller: found.caller,
@@ -142,6 +151,9 @@ impl Desk<'_> {
             set_cookie: found.set_cookie,
             cookies: cookie::without_ours(&headers),
             is_prompt: routes::is_prompt_post(&head.method, found.target),
+            zone,
+            mark,
+            service,
         });
         if head.all("upgrade").next().is_some() && head.has_token("upgrade", "websocket") {
             return websocket(head, found.target, envelope);
@@ -156,6 +168,25 @@ impl Desk<'_> {
                 Body::Sized(head.content_length.unwrap_or(0))
             },
         }
+    }
+
+    /// The task type of `POST /infer/{task_type}`, which is ours once a service has registered.
+    fn service(&self, head: &Head<'_>, target: &str) -> Result<Option<String>, Rejection> {
+        if !self.gateway.registry.is_in_use() {
+            return Ok(None);
+        }
+        let Some(task_type) = registry::asked_for(target) else { return Ok(None) };
+        if head.method != http::Method::POST {
+            let message = format!("{} is not served at this address", head.method);
+            return Err(Rejection::new(Kind::MethodNotAllowed, message).allow("POST"));
+        }
+        mark::read(task_type.as_bytes()).map(Some)
+    }
+
+    fn zone(&self, head: &Head<'_>, trusted: bool, address: std::net::IpAddr) -> Option<String> {
+        let scheduler = &self.config.scheduler;
+        let header = scheduler.zone_header.as_deref().filter(|_| trusted);
+        zone_of(address, header.and_then(|name| head.get(name)), scheduler)
     }
 
     /// The target as it stands in the bytes: equal pointers mean that nothing was taken off.
@@ -270,6 +301,17 @@ impl Desk<'_> {
         let known = self.gateway.affinity.peek(key, now).is_some();
         session.counts(now, ttl, known)
     }
+}
+
+/// The kind of work a request asks for.
+fn mark_of(
+    head: &Head<'_>,
+    headers: &http::HeaderMap,
+    target: &str,
+) -> Result<Option<Mark>, Rejection> {
+    let path = target.split('?').next().unwrap_or_default();
+    let navigates = || tab::is_page_navigation(&head.method, path, headers);
+    Mark::of(head.all(mark::HEADER).next(), target, navigates)
 }
 
 /// The refusal of a body over the limit.

@@ -9,6 +9,7 @@ use http::HeaderValue;
 use crate::affinity::Seconds;
 use crate::backend::{Backend, BackendId};
 use crate::identity::address::Forwarded;
+use crate::identity::mark::Mark;
 use crate::identity::{Caller, ClientKey};
 
 /// What is known of a request.
@@ -40,6 +41,12 @@ pub struct Envelope {
     pub cookies: Option<Vec<HeaderValue>>,
     /// It queues a prompt.
     pub is_prompt: bool,
+    /// The client's zone.
+    pub zone: Option<String>,
+    /// The kind of work it asks for.
+    pub mark: Option<Mark>,
+    /// It goes to a registered service that does this, not to a ComfyUI server.
+    pub service: Option<String>,
 }
 
 /// Headers of the client that never reach a backend: what the gateway says itself, and what would

@@ -3,13 +3,17 @@
 //! [`address`] finds the client's address behind trusted proxies, [`session`] makes and checks the
 //! signed ids of sessions, [`cookie`] and [`tab`] carry them in a cookie or in the path of a
 //! browser tab. What comes out is a [`Caller`]; its [`ClientKey`] is what the map of placements is
-//! keyed by. [`crowd`] notices when one address stands for many people. Nothing here reads a socket, a clock or a random source of its own.
+//! keyed by. [`zone`] says where it is and [`mark`] what kind of work it asks for. [`crowd`] notices
+//! when one address stands for many people. Nothing here reads a socket, a clock or a random source
+//! of its own.
 
 pub mod address;
 pub mod cookie;
 pub mod crowd;
+pub mod mark;
 pub mod session;
 pub mod tab;
+pub mod zone;
 
 use std::fmt;
 use std::hash::{Hash, Hasher};

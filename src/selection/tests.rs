@@ -5,11 +5,13 @@ use proptest::prelude::{any, prop};
 use proptest::{prop_assert, prop_assert_eq, prop_compose, proptest};
 
 const LEAST_BUSY: Rule =
-    Rule { strategy: Strategy::LeastBusy, prefer_idle: true, queue_weight: true };
+    Rule { strategy: Strategy::LeastBusy, prefer_idle: true, queue_weight: true, zone_spill: 2 };
 
 fn backend(prompts: u32) -> Candidate {
     Candidate {
         eligible: true,
+        serves: true,
+        in_zone: true,
         backup: false,
         suspect: false,
         stale: false,
@@ -106,7 +108,7 @@ fn strategies_compare_what_their_name_says() {
     farm[0].prompt_seconds = 60.0;
     farm[1].prompt_seconds = 30.0;
     farm[2].prompt_seconds = 2.0;
-    let with = |strategy| Rule { strategy, prefer_idle: false, queue_weight: true };
+    let with = |strategy| Rule { strategy, prefer_idle: false, ..LEAST_BUSY };
     let position = |strategy| pick(&farm, with(strategy), 3).unwrap().position;
     assert_eq!(position(Strategy::LeastBusy), 1);
     assert_eq!(position(Strategy::Weighted), 0);
@@ -119,7 +121,7 @@ fn turns_visit_each_backend_as_often_as_its_weight() {
     let mut farm = [backend(0), backend(0), backend(0)];
     farm[1].weight = 3;
     let count = |strategy| {
-        let rule = Rule { strategy, prefer_idle: false, queue_weight: true };
+        let rule = Rule { strategy, prefer_idle: false, ..LEAST_BUSY };
         let mut counts = [0; 3];
         for turn in 0..500 {
             counts[pick(&farm, rule, turn).unwrap().position] += 1;
@@ -133,7 +135,7 @@ fn turns_visit_each_backend_as_often_as_its_weight() {
 #[test]
 fn prefer_idle_goes_before_turns() {
     let farm = [backend(2), backend(0), backend(1)];
-    let rule = Rule { strategy: Strategy::RoundRobin, prefer_idle: true, queue_weight: true };
+    let rule = Rule { strategy: Strategy::RoundRobin, ..LEAST_BUSY };
     assert!((0..9).all(|turn| pick(&farm, rule, turn).unwrap().position == 1));
 }
 
@@ -177,6 +179,61 @@ fn a_burst_fills_queues_level() {
     assert_eq!(depths, [15, 15, 15]);
 }
 
+/// A farm of `in_zone` queues followed by others.
+fn zoned(here: &[u32], there: &[u32]) -> Vec<Candidate> {
+    let there = there.iter().map(|&prompts| Candidate { in_zone: false, ..backend(prompts) });
+    here.iter().map(|&prompts| backend(prompts)).chain(there).collect()
+}
+
+#[test]
+fn a_client_leaves_its_zone_only_when_the_queue_there_is_longer_by_more_than_the_spill() {
+    let goes_to = |here: u32, there: u32| {
+        let farm = zoned(&[here], &[there]);
+        let goes: Vec<_> =
+            (0..50).map(|key| pick(&farm, LEAST_BUSY, key).unwrap().position).collect();
+        assert!(goes.iter().all(|position| *position == goes[0]), "{here} {there}: {goes:?}");
+        goes[0]
+    };
+    assert_eq!((goes_to(0, 0), goes_to(2, 0), goes_to(3, 1)), (0, 0, 0));
+    assert_eq!((goes_to(3, 0), goes_to(9, 6)), (1, 1));
+}
+
+#[test]
+fn the_best_of_the_zone_counts_not_its_mean() {
+    let farm = zoned(&[50, 4], &[2, 60]);
+    assert_eq!(pick(&farm, LEAST_BUSY, 1).unwrap().position, 1);
+}
+
+#[test]
+fn a_full_or_broken_zone_is_left_at_once() {
+    let mut farm = zoned(&[2], &[1]);
+    farm[0].max_queue = 2;
+    assert_eq!(pick(&farm, LEAST_BUSY, 1).unwrap().position, 1);
+    farm[0].max_queue = 100;
+    farm[0].stale = true;
+    assert_eq!(pick(&farm, LEAST_BUSY, 1).unwrap().position, 1);
+    farm[0].eligible = false;
+    assert_eq!(pick(&farm, LEAST_BUSY, 1).unwrap().position, 1);
+}
+
+#[test]
+fn without_queue_weight_the_zone_is_kept_whatever_its_queue() {
+    let farm = zoned(&[90], &[0, 0]);
+    let rule = Rule { queue_weight: false, ..LEAST_BUSY };
+    assert!((0..50).all(|key| pick(&farm, rule, key).unwrap().position == 0));
+}
+
+#[test]
+fn a_backup_serves_the_kind_of_work_that_no_other_does() {
+    let mut farm = [backend(0), backend(5)];
+    farm[0].serves = false;
+    farm[1].backup = true;
+    let choice = pick(&farm, LEAST_BUSY, 1).unwrap();
+    assert_eq!(choice, Choice { position: 1, reason: Reason::Backup });
+    farm[1].serves = false;
+    assert_eq!(pick(&farm, LEAST_BUSY, 1), None);
+}
+
 fn any_strategy() -> impl proptest::strategy::Strategy<Value = Strategy> {
     prop::sample::select(vec![
         Strategy::LeastBusy,
@@ -191,7 +248,8 @@ fn any_strategy() -> impl proptest::strategy::Strategy<Value = Strategy> {
 
 prop_compose! {
     fn any_candidate()(
-        flags in any::<[bool; 4]>(),
+        flags in any::<[bool; 5]>(),
+        serves in prop::sample::select(vec![true, true, false]),
         prompts in 0u32..20,
         fresh_clients in 0u32..9,
         weight in 1u32..6,
@@ -200,15 +258,17 @@ prop_compose! {
         prompt_seconds in prop::sample::select(vec![0.0, 0.5, 20.0]),
         ramp in prop::sample::select(vec![0.0, 0.3, 1.0, 1.0, 1.0]),
     ) -> Candidate {
-        let [eligible, backup, suspect, stale] = flags;
-        Candidate { eligible, backup, suspect, stale, prompts, fresh_clients, weight, max_queue,
-            calls, prompt_seconds, ramp }
+        let [eligible, backup, suspect, stale, in_zone] = flags;
+        Candidate { eligible, serves, in_zone, backup, suspect, stale, prompts, fresh_clients,
+            weight, max_queue, calls, prompt_seconds, ramp }
     }
 }
 
 prop_compose! {
-    fn any_rule()(strategy in any_strategy(), flags in any::<[bool; 2]>()) -> Rule {
-        Rule { strategy, prefer_idle: flags[0], queue_weight: flags[1] }
+    fn any_rule()(
+        strategy in any_strategy(), flags in any::<[bool; 2]>(), zone_spill in 0u32..5,
+    ) -> Rule {
+        Rule { strategy, prefer_idle: flags[0], queue_weight: flags[1], zone_spill }
     }
 }
 
@@ -219,7 +279,7 @@ proptest! {
         rule in any_rule(), key in any::<u64>(), tried in prop::collection::vec(0usize..9, 0..4),
     ) {
         let client = Client { key: &key.to_be_bytes(), turn: key };
-        let open = |p: usize| farm[p].eligible && !tried.contains(&p);
+        let open = |p: usize| farm[p].eligible && farm[p].serves && !tried.contains(&p);
         match choose(&farm, &ring_of(farm.len()), rule, client, &tried) {
             Some(choice) => {
                 prop_assert!(open(choice.position));
@@ -238,11 +298,46 @@ proptest! {
             let taken = &farm[choice.position];
             if taken.prompts >= taken.max_queue {
                 let room = farm.iter().any(|c| {
-                    c.eligible && c.backup == taken.backup && c.prompts < c.max_queue
+                    c.eligible && c.serves && c.backup == taken.backup && c.prompts < c.max_queue
                 });
                 prop_assert!(!room);
             }
         }
+    }
+
+    /// Whatever the strategy: nobody is sent abroad while a queue at home, of the same class, is
+    /// within the spill of the shortest one there.
+    #[test]
+    fn nobody_leaves_a_zone_that_is_within_the_spill(
+        farm in prop::collection::vec(any_candidate(), 1..9), rule in any_rule(), key in any::<u64>(),
+    ) {
+        // Slow starts narrow the field before zones do.
+        let farm: Vec<_> = farm.into_iter().map(|c| Candidate { ramp: 1.0, ..c }).collect();
+        if let Some(choice) = pick(&farm, rule, key) {
+            let taken = &farm[choice.position];
+            let peers = |in_zone: bool| {
+                let peers = farm.iter().filter(move |c| c.in_zone == in_zone);
+                peers.filter(|c| {
+                    c.eligible && c.serves && c.backup == taken.backup && c.class() == taken.class()
+                })
+            };
+            let abroad = peers(false).map(|c| c.prompts).min();
+            if let (false, Some(abroad)) = (taken.in_zone, abroad) {
+                prop_assert!(peers(true).all(|c| c.prompts > abroad + rule.zone_spill));
+            }
+        }
+    }
+
+    /// Replicas agree, and a zone without backends is as none.
+    #[test]
+    fn an_idle_zone_maps_by_the_ring_alone(
+        zones in prop::collection::vec(any::<bool>(), 1..8), key in any::<u64>(),
+    ) {
+        let farm: Vec<_> =
+            zones.iter().map(|&in_zone| Candidate { in_zone, ..backend(0) }).collect();
+        let nobody = !zones.contains(&true);
+        let owner = ring_of(farm.len()).first(&key.to_be_bytes(), |p| nobody || zones[p]);
+        prop_assert_eq!(pick(&farm, LEAST_BUSY, key).map(|choice| choice.position), owner);
     }
 
     #[test]

@@ -486,7 +486,6 @@ fn what_is_not_built_yet_is_warned_of() {
     assert_eq!(
         loaded.warnings,
         [
-            "scheduler.zones: has no effect yet",
             "pool.prefetch: has no effect yet",
             "pool.isolation: has no effect yet",
             "pool.keep_outputs: has no effect yet",

@@ -1,0 +1,188 @@
+//! Zones and task types, with a real gateway in front of simulated servers.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
+use std::collections::BTreeSet;
+
+use comfygate::sim::{Sim, SimConfig};
+use serde_json::Value;
+
+use crate::child::Gateway;
+
+const FAST: &str = "health_check: {interval: 50ms, push: false}\n";
+const ZONES: &str = "scheduler: {zone_header: X-Zone, zones: {eu: [10.1.0.0/16], us: [10.2.0.0/16]}, \
+                     zone_spill: 2}\n";
+
+async fn farm(count: u64) -> Vec<Sim> {
+    let mut sims = Vec::new();
+    for seed in 0..count {
+        sims.push(Sim::start(SimConfig { seed, ..SimConfig::default() }).await.unwrap());
+    }
+    sims
+}
+
+/// A gateway in front of the servers, each with its own words.
+async fn gateway(sims: &[Sim], words: &[&str], more: &str) -> Gateway {
+    let items = sims.iter().zip(words).enumerate();
+    let items: Vec<String> = items
+        .map(|(n, (sim, words))| {
+            format!("  - {{name: comfy-{n}, url: '{}', {words}}}\n", sim.url())
+        })
+        .collect();
+    let gateway = Gateway::start(&format!("{FAST}{more}backends:\n{}", items.concat()));
+    gateway.until("/lb/backends", |answer| all(answer, |backend| backend["state"] == "up")).await;
+    gateway
+}
+
+fn all(answer: &Value, right: impl Fn(&Value) -> bool) -> bool {
+    answer["backends"].as_array().unwrap().iter().all(right)
+}
+
+/// Where a client of this address goes, with a header more or less; the status and the backend.
+async fn goes(gateway: &Gateway, address: &str, header: Option<(&str, &str)>) -> (u16, String) {
+    visit(gateway, address, "/prompt", header).await
+}
+
+async fn visit(
+    gateway: &Gateway,
+    address: &str,
+    path: &str,
+    header: Option<(&str, &str)>,
+) -> (u16, String) {
+    let mut request = gateway.client.get(format!("{}{path}", gateway.data));
+    request = request.header("x-forwarded-for", address).header("accept", "text/html");
+    if let Some((name, value)) = header {
+        request = request.header(name, value);
+    }
+    let reply = request.send().await.unwrap();
+    let backend = reply.headers().get("x-comfygate-backend");
+    let backend = backend.map_or(String::new(), |name| name.to_str().unwrap().to_owned());
+    (reply.status().as_u16(), backend)
+}
+
+const EU_AND_US: [&str; 2] = ["labels: {zone: eu}", "labels: {zone: us}"];
+
+#[tokio::test]
+async fn clients_stay_in_their_zone_until_it_is_fuller_by_more_than_the_spill() {
+    let sims = farm(2).await;
+    let gateway = gateway(&sims, &EU_AND_US, ZONES).await;
+    for n in 1..20 {
+        assert_eq!(goes(&gateway, &format!("10.1.0.{n}"), None).await.1, "comfy-0");
+        assert_eq!(goes(&gateway, &format!("10.2.0.{n}"), None).await.1, "comfy-1");
+    }
+    let elsewhere: BTreeSet<_> = futures_util::future::join_all(
+        (1..40).map(|n| goes_owned(&gateway, format!("10.3.0.{n}"))),
+    )
+    .await
+    .into_iter()
+    .collect();
+    assert_eq!(elsewhere.len(), 2, "no zone, no preference");
+
+    let queue = |total: u64| move |answer: &Value| answer["backends"][0]["queue"]["total"] == total;
+    sims[0].faults().phantom_queue(1, 1);
+    gateway.until("/lb/backends", queue(2)).await;
+    assert_eq!(goes(&gateway, "10.1.1.1", None).await.1, "comfy-0", "two more are allowed");
+    sims[0].faults().phantom_queue(1, 2);
+    gateway.until("/lb/backends", queue(3)).await;
+    assert_eq!(goes(&gateway, "10.1.1.2", None).await.1, "comfy-1", "three more are not");
+    assert_eq!(goes(&gateway, "10.1.1.1", None).await.1, "comfy-0", "who is placed stays");
+}
+
+async fn goes_owned(gateway: &Gateway, address: String) -> String {
+    goes(gateway, &address, None).await.1
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_names_the_zone_and_a_zone_without_backends_is_none() {
+    let sims = farm(2).await;
+    let gateway = gateway(&sims, &EU_AND_US, ZONES).await;
+    for n in 1..10 {
+        let us = goes(&gateway, &format!("10.1.0.{n}"), Some(("x-zone", "us"))).await;
+        assert_eq!(us.1, "comfy-1", "the header beats the network");
+    }
+    assert_eq!(goes(&gateway, "10.1.9.9", Some(("x-zone", "mars"))).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_zone_that_is_down_is_left() {
+    let mut sims = farm(2).await;
+    let gateway = gateway(&sims, &EU_AND_US, ZONES).await;
+    sims.remove(0).kill().await;
+    gateway.until("/lb/backends", |answer| answer["backends"][0]["state"] == "down").await;
+    assert_eq!(goes(&gateway, "10.1.0.1", None).await, (200, "comfy-1".into()));
+}
+
+const TYPES: [&str; 3] =
+    ["task_types: [video, image]", "task_types: [image]", "task_types: [audio]"];
+
+#[tokio::test]
+async fn marked_requests_go_where_such_work_is_done_and_take_their_client_along() {
+    let sims = farm(3).await;
+    let gateway = gateway(&sims, &TYPES, "").await;
+    let mark = |task_type: &'static str| Some(("x-comfygate-task-type", task_type));
+    for n in 1..15 {
+        let address = format!("10.1.0.{n}");
+        assert_eq!(goes(&gateway, &address, mark("video")).await.1, "comfy-0");
+        assert_eq!(goes(&gateway, &address, None).await.1, "comfy-0", "it lives there now");
+        assert_eq!(goes(&gateway, &address, mark("image")).await.1, "comfy-0", "no need to move");
+        assert_eq!(goes(&gateway, &address, mark("audio")).await.1, "comfy-2");
+        assert_eq!(goes(&gateway, &address, None).await.1, "comfy-2");
+    }
+}
+
+#[tokio::test]
+async fn work_that_nobody_does_is_a_clear_503() {
+    let mut sims = farm(3).await;
+    let gateway = gateway(&sims, &TYPES, "").await;
+    let ask = |task_type: &'static str| {
+        let request = gateway.client.get(format!("{}/prompt", gateway.data));
+        request.header("x-comfygate-task-type", task_type).send()
+    };
+    let reply = ask("smell").await.unwrap();
+    assert_eq!(reply.status(), 503);
+    assert!(reply.headers().contains_key("retry-after"));
+    let error: Value = reply.json().await.unwrap();
+    assert_eq!(error["error"]["type"], "no_backend");
+    assert!(error["error"]["message"].as_str().unwrap().contains("\"smell\""), "{error}");
+    let details = error["error"]["details"].as_str().unwrap();
+    assert!(details.contains("audio, image, video"), "{error}");
+
+    sims.remove(0).kill().await;
+    gateway.until("/lb/backends", |answer| answer["backends"][0]["state"] == "down").await;
+    let error: Value = ask("video").await.unwrap().json().await.unwrap();
+    assert_eq!(error["error"]["details"], "", "it is only down: {error}");
+    assert_eq!(goes(&gateway, "10.1.0.1", None).await.0, 200, "other work goes on");
+    let long: &'static str = Box::leak("x".repeat(129).into_boxed_str());
+    assert_eq!(ask(long).await.unwrap().status(), 400);
+}
+
+#[tokio::test]
+async fn opening_the_page_with_a_task_type_marks_the_client_until_it_is_taken_off() {
+    let mut sims = farm(3).await;
+    let words = ["task_types: [video]", "task_types: [image]", "task_types: [video]"];
+    let gateway = gateway(&sims, &words, "").await;
+    let client = "10.1.0.1";
+    let (_, home) = visit(&gateway, client, "/?task_type=video", None).await;
+    assert!(home == "comfy-0" || home == "comfy-2", "{home}");
+    assert_eq!(goes(&gateway, client, None).await.1, home);
+    let (home, other) = if home == "comfy-0" { (0, 2) } else { (2, 0) };
+    sims.remove(home).kill().await;
+    gateway.until("/lb/backends", |answer| answer["backends"][home]["state"] == "down").await;
+    // Moved without a word, it is still a client for videos.
+    assert_eq!(goes(&gateway, client, None).await.1, format!("comfy-{other}"));
+    sims.remove(usize::from(home == 0)).kill().await;
+    gateway.until("/lb/backends", |answer| answer["backends"][other]["state"] == "down").await;
+    assert_eq!(goes(&gateway, client, None).await.0, 503);
+    assert_eq!(visit(&gateway, client, "/?task_type=", None).await, (200, "comfy-1".into()));
+    assert_eq!(goes(&gateway, client, None).await.1, "comfy-1");
+}
+
+#[tokio::test]
+async fn a_backend_that_lists_nothing_does_anything() {
+    let sims = farm(2).await;
+    let gateway = gateway(&sims, &["task_types: [image]", "weight: 1"], "").await;
+    for n in 1..10 {
+        let marked = Some(("x-comfygate-task-type", "video"));
+        assert_eq!(goes(&gateway, &format!("10.1.0.{n}"), marked).await.1, "comfy-1");
+    }
+}
