@@ -16,6 +16,7 @@ use crate::clock::Moment;
 use crate::config;
 use crate::depth::Depth;
 use crate::health::{Change, Health, ramp};
+use crate::inventory::Inventory;
 use crate::metrics::Traffic;
 use crate::pace::{Learnt, Pace};
 use crate::relay::StopReason;
@@ -150,6 +151,8 @@ impl Backend {
 pub struct Live {
     /// Its queue.
     pub depth: Arc<Depth>,
+    /// What it is made of.
+    pub inventory: Inventory,
     /// Requests handed to it.
     pub calls: AtomicU64,
     /// Probes that ended.
@@ -199,6 +202,7 @@ impl Live {
         let standing = Standing { health: Health::Unknown, suspect: false, wanted, removed: false };
         Self {
             depth: Arc::default(),
+            inventory: Inventory::default(),
             calls: AtomicU64::new(0),
             checks: AtomicU64::new(0),
             failures: AtomicU64::new(0),

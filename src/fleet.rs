@@ -166,6 +166,7 @@ fn renew(known: &Arc<Backend>, spec: config::Backend, wanted: Wanted) -> Arc<Bac
     });
     if moved {
         known.live.address.store(None);
+        known.live.inventory.forget();
         known.live.poke.notify_one();
     }
     Arc::new(Backend { id: known.id, spec, live: Arc::clone(&known.live) })

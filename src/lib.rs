@@ -12,9 +12,10 @@
 //!    [`upstream`] connects, [`retry`] says what may be tried again, [`rejection`] answers the rest.
 //!
 //! Beside it: [`probe`] looks at each [`backend`], [`health`] judges it, [`depth`] and [`pace`]
-//! count its work, [`tasks`] follows each prompt to its end; [`keeper`] carries over into the next
-//! process what [`state`] stores; [`admin`] shows all of it, [`metrics`] count it and [`alerts`]
-//! tell when it breaks. [`config`] is what the user said; [`sim`] is a ComfyUI without a GPU, and
+//! count its work, [`tasks`] follows each prompt to its end, [`inventory`] knows what a backend is
+//! made of; [`keeper`] carries over into the next process what [`state`] stores; [`admin`] shows all
+//! of it, [`metrics`] count it and [`alerts`] tell when it breaks, [`operator`] changes it.
+//! [`config`] is what the user said; [`sim`] is a ComfyUI without a GPU, and
 //! [`conformance`] tells whether a server behaves like the real one.
 
 pub mod access;
@@ -34,6 +35,7 @@ pub mod fleet;
 pub mod gateway;
 pub mod health;
 pub mod identity;
+pub mod inventory;
 pub mod keeper;
 pub mod logging;
 pub mod metrics;

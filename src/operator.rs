@@ -5,6 +5,7 @@
 //! what was answered survives a restart. Requests in flight are not touched: they hold their
 //! backend; the next request sees the new fleet. Every change leaves an audit line.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::sync::Mutex;
 
 use crate::admin::endpoint_policy::{self, EndpointPolicy};
 use crate::backend::{Backend, Wanted};
-use crate::config::{self, Config, Strategy};
+use crate::config::{self, Config, Endpoint, Strategy};
 use crate::gateway::Gateway;
 use crate::logging::TARGET;
 use crate::pace::Learnt;
@@ -56,6 +57,8 @@ pub struct Operator {
     gateway: Arc<Gateway>,
     state: Option<Arc<State>>,
     learnt: LearntOf,
+    /// What the file overrides, as it was told last.
+    told: parking_lot::Mutex<Vec<String>>,
     /// Held while a change is kept and put in place: changes come one after another.
     roster: Mutex<Roster>,
 }
@@ -87,6 +90,7 @@ impl Operator {
             gateway,
             state,
             learnt: Box::new(learnt),
+            told: parking_lot::Mutex::default(),
             roster: Mutex::new(Roster::default()),
         });
         let mut current = operator.roster.lock().await;
@@ -112,10 +116,7 @@ impl Operator {
     pub async fn add(&self, words: Value, actor: &Actor) -> Result<Arc<Backend>, Rejection> {
         let spec = config::backend_of(&words)
             .map_err(|problems| Rejection::new(Kind::InvalidValue, problems.to_string()))?;
-        let allowed = self.gateway.config.load().admin.allow_endpoints.clone();
-        let addresses = endpoint_policy::resolve(&spec.endpoint).await?;
-        let addresses: Vec<_> = addresses.iter().map(std::net::SocketAddr::ip).collect();
-        endpoint_policy::check(&spec.endpoint, &addresses, &EndpointPolicy::new(&allowed))?;
+        self.allow(&spec.endpoint).await?;
         let after = spec.endpoint.url();
         self.change(
             actor,
@@ -124,6 +125,14 @@ impl Operator {
         )
         .await?;
         self.named(&spec.name)
+    }
+
+    /// Refuses an endpoint that operators may not add.
+    async fn allow(&self, endpoint: &Endpoint) -> Result<(), Rejection> {
+        let policy = EndpointPolicy::new(&self.gateway.config.load().admin.allow_endpoints);
+        let found = endpoint_policy::resolve(endpoint).await?;
+        let addresses: Vec<_> = found.iter().map(SocketAddr::ip).collect();
+        endpoint_policy::check(endpoint, &addresses, &policy)
     }
 
     /// Removes a backend at once.
@@ -201,9 +210,7 @@ impl Operator {
 
     fn put_in_place(&self, roster: &Roster) {
         let (members, notes) = roster.members();
-        for note in notes {
-            warn!(target: TARGET, "{note}");
-        }
+        self.tell(notes);
         let applied = self.gateway.fleet.apply(members, &self.learnt);
         for backend in &applied.added {
             self.gateway.prober.start(backend);
@@ -212,6 +219,15 @@ impl Operator {
             let id = self.gateway.fleet.id_of(name);
             self.gateway.affinity.remove_backend(id.0, self.gateway.clock.now());
         }
+    }
+
+    /// Warns of what the file overrides, once, not with every change.
+    fn tell(&self, notes: Vec<String>) {
+        let mut told = self.told.lock();
+        for note in notes.iter().filter(|note| !told.contains(note)) {
+            warn!(target: TARGET, "{note}");
+        }
+        *told = notes;
     }
 
     fn choose_strategy(&self, roster: &Roster) {
@@ -224,9 +240,11 @@ impl Operator {
         }
     }
 
-    fn named(&self, name: &str) -> Result<Arc<Backend>, Rejection> {
+    /// The backend of a name.
+    pub fn named(&self, name: &str) -> Result<Arc<Backend>, Rejection> {
         let view = self.gateway.fleet.view();
-        view.named(name).cloned().ok_or_else(|| refused(Refusal::Unknown(name.to_owned())))
+        let shown = || name.chars().take(80).collect();
+        view.named(name).cloned().ok_or_else(|| refused(Refusal::Unknown(shown())))
     }
 
     /// Lets draining backends' idle clients go, and removes those that were to leave and are

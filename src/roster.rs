@@ -139,7 +139,7 @@ impl Roster {
     }
 
     /// Adds a backend in the words it came in, which have been checked to mean `spec`.
-    pub fn add(&mut self, words: Value, spec: &Backend) -> Result<(), Refusal> {
+    pub fn add(&mut self, mut words: Value, spec: &Backend) -> Result<(), Refusal> {
         let (members, _) = self.members();
         if members.len() >= MAX_MEMBERS {
             return Err(Refusal::Full);
@@ -155,6 +155,10 @@ impl Roster {
         if in_file.is_some_and(|known| known == spec) {
             self.changes.removed.remove(&spec.name);
         } else {
+            // The name it is found by, in case it was written as a number.
+            if let Some(words) = words.as_object_mut() {
+                words.insert("name".to_owned(), spec.name.as_str().into());
+            }
             self.changes.added.push(words);
         }
         Ok(())
@@ -294,6 +298,15 @@ mod tests {
         roster.remove("b").unwrap();
         add(&mut roster, "b", 5).unwrap();
         assert_eq!(shown(&roster)[1], ("b".into(), 5, Wanted::Enabled));
+    }
+
+    #[test]
+    fn a_backend_named_by_a_number_can_be_removed() {
+        let mut roster = Roster::new(vec![spec("a", 1)], Changes::default());
+        let words = json!({"name": 5, "url": "http://127.0.0.1:5"});
+        roster.add(words.clone(), &config::backend_of(&words).unwrap()).unwrap();
+        roster.remove("5").unwrap();
+        assert_eq!(shown(&roster).len(), 1);
     }
 
     #[test]

@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::routing::get;
-use axum::{Json, Router};
 use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
+use super::document::Refusal;
 use crate::gateway::Gateway;
 use crate::rejection::{Kind, Rejection};
 use crate::tasks::cancel::{cancel, unknown};
@@ -19,11 +22,12 @@ const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1000;
 
 /// The endpoints.
-pub(super) fn routes() -> Router<Arc<Gateway>> {
-    Router::new().route("/lb/tasks", get(list)).route("/lb/tasks/{id}", get(one).delete(remove))
+pub(super) fn routes() -> OpenApiRouter<Arc<Gateway>> {
+    OpenApiRouter::new().routes(routes!(list)).routes(routes!(one, remove))
 }
 
-#[derive(Debug, Serialize)]
+/// Tasks, the newest first
+#[derive(Debug, Serialize, ToSchema)]
 struct Page {
     tasks: Vec<TaskView>,
     total: usize,
@@ -68,6 +72,12 @@ fn invalid(name: &str, value: &str, cure: &str) -> Rejection {
     Rejection::new(Kind::InvalidValue, format!("{name} is {shown:?}")).cure(cure)
 }
 
+/// Lists the prompts that passed, the newest first
+#[utoipa::path(get, path = "/lb/tasks", tag = "tasks", params(
+    ("state" = Option<TaskState>, Query, description = "Only those in this state"),
+    ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "At most so many; 100 if not given"),
+    ("offset" = Option<u32>, Query, description = "Leave out so many of the newest")),
+    responses((status = 200, description = "The tasks", body = Page)))]
 async fn list(
     State(gateway): State<Arc<Gateway>>,
     query: Result<Query<HashMap<String, String>>, QueryRejection>,
@@ -84,11 +94,23 @@ async fn list(
 /// An id that cannot be read is nobody's.
 type Id = Result<Path<String>, PathRejection>;
 
+/// Shows one task
+#[utoipa::path(get, path = "/lb/tasks/{id}", tag = "tasks",
+    params(("id" = String, Path, description = "The prompt's id")), responses(
+    (status = 200, description = "The task", body = TaskView),
+    (status = 404, description = "No task has this id", body = Refusal)))]
 async fn one(State(gateway): State<Arc<Gateway>>, id: Id) -> Result<Json<TaskView>, Rejection> {
     let Path(id) = id.map_err(|_| unknown())?;
     gateway.tasks.get(&id).map(|(_, task)| Json(task)).ok_or_else(unknown)
 }
 
+/// Cancels a task: deletes it while it waits, interrupts it while it runs
+#[utoipa::path(delete, path = "/lb/tasks/{id}", tag = "tasks",
+    params(("id" = String, Path, description = "The prompt's id")), responses(
+    (status = 200, description = "The task as it is now", body = TaskView),
+    (status = 404, description = "No task has this id", body = Refusal),
+    (status = 409, description = "It had ended", body = Refusal),
+    (status = 502, description = "Its backend does not answer", body = Refusal)))]
 async fn remove(State(gateway): State<Arc<Gateway>>, id: Id) -> Result<Json<TaskView>, Rejection> {
     let Path(id) = id.map_err(|_| unknown())?;
     cancel(&gateway, &id).await.map(Json)

@@ -6,34 +6,37 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::backend::Backend;
 use crate::clock::Moment;
 use crate::config::Mode;
 use crate::gateway::Gateway;
+use crate::inventory::Device;
 use crate::summary::Summary;
 
 /// `GET /lb/stats`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Stats {
     mode: &'static str,
     strategy: &'static str,
     uptime_seconds: f64,
     backends: Counts,
     best_backend: Option<String>,
+    #[schema(value_type = Option<String>, format = DateTime)]
     last_health_check: Option<Timestamp>,
     sessions: usize,
     websockets: u64,
     tasks: Counted,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Counts {
     total: usize,
     healthy: usize,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Counted {
     queued: u64,
     running: u64,
@@ -76,7 +79,7 @@ impl Stats {
 }
 
 /// `GET /lb/backends`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Backends {
     backends: Vec<BackendView>,
     total: usize,
@@ -92,7 +95,7 @@ impl Backends {
 }
 
 /// One backend.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct BackendView {
     name: String,
     url: String,
@@ -112,14 +115,15 @@ pub struct BackendView {
     response_seconds: f64,
     prompt_seconds: f64,
     version: Option<String>,
-    devices: Vec<serde_json::Value>,
+    devices: Vec<Device>,
     labels: BTreeMap<String, String>,
     task_types: Vec<String>,
+    #[schema(value_type = Option<String>, format = DateTime)]
     last_check: Option<Timestamp>,
     last_error: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Queue {
     running: u32,
     pending: u32,
@@ -133,6 +137,7 @@ impl BackendView {
         let standing = live.standing();
         let reading = live.depth.reading();
         let notes = live.notes();
+        let system = live.inventory.system();
         let (calls, failures) = (live.calls.load(Relaxed), live.failures.load(Relaxed));
         Self {
             name: spec.name.clone(),
@@ -156,8 +161,8 @@ impl BackendView {
             success_rate: gateway.tasks.success_rate(backend.id, calls, failures),
             response_seconds: live.response_seconds(),
             prompt_seconds: live.learnt().prompt_seconds,
-            version: None,
-            devices: Vec::new(),
+            version: system.as_deref().and_then(|system| system.version.clone()),
+            devices: system.as_deref().map(|system| system.devices.clone()).unwrap_or_default(),
             labels: spec.labels.iter().cloned().collect(),
             task_types: spec.task_types.clone(),
             last_check: notes.last_check,

@@ -91,7 +91,17 @@ pub fn backend_of(words: &serde_json::Value) -> Result<super::Backend, Problems>
     if words.get("name").is_none() {
         return Err(problem("name", "give one: 1 to 64 of A-Z a-z 0-9 . _ -").into());
     }
-    // JSON is YAML.
+    // What a secret refers to is the machine's own: a caller could have the gateway send any file
+    // to a server of theirs.
+    let headers = words.get("headers").and_then(serde_json::Value::as_object);
+    if headers.is_some_and(|headers| headers.values().any(|value| !value.is_string())) {
+        let cure = "give the values as texts; only the configuration file may refer to secrets";
+        return Err(problem("headers", cure).into());
+    }
+    // JSON is YAML, in which this key would merge another map in, past the check above.
+    if words.get("<<").is_some() {
+        return Err(problem("<<", "no such key; remove it").into());
+    }
     let config = parse(&serde_json::json!({ "backends": [words] }).to_string())
         .map_err(|problems| problems.below("backends[0]."))?;
     config.backends.into_iter().next().ok_or_else(|| problem("body", "send a backend").into())

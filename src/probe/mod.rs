@@ -1,7 +1,8 @@
 //! Probes: what the gateway does to know how its backends are.
 //!
 //! Each backend has a task that polls its queue ([`poll`]) and, with `push`, one that listens to
-//! its status events ([`push`]). What they see goes to the backend's [`Judge`] and its depth.
+//! its status events ([`push`]). What they see goes to the backend's [`Judge`] and its depth. The
+//! [`Surveyor`] reads what the backend is made of.
 //! All run independently: a backend that hangs delays nobody else's probes.
 
 pub mod poll;
@@ -24,6 +25,7 @@ use crate::clock::Moment;
 use crate::config;
 use crate::fleet::Fleet;
 use crate::health::{Change, FAST_INTERVAL, Health, Judge, Outcome, Stall, Thresholds};
+use crate::inventory::Surveyor;
 use crate::logging::TARGET;
 use poll::QueueCheck;
 
@@ -32,6 +34,7 @@ pub struct Prober {
     fleet: Arc<Fleet>,
     options: ArcSwap<config::HealthCheck>,
     check: QueueCheck,
+    surveyor: Arc<Surveyor>,
     /// Rounds that ended, over all backends.
     rounds: watch::Sender<u64>,
 }
@@ -40,13 +43,15 @@ impl Prober {
     /// A prober that does nothing yet.
     pub fn new(fleet: Arc<Fleet>, options: config::HealthCheck) -> anyhow::Result<Arc<Self>> {
         let check = QueueCheck::new(Arc::clone(&fleet), &options)?;
+        let surveyor = Arc::new(Surveyor::new(Arc::clone(&fleet), &options)?);
         let options = ArcSwap::from_pointee(options);
-        Ok(Arc::new(Self { fleet, options, check, rounds: watch::Sender::new(0) }))
+        Ok(Arc::new(Self { fleet, options, check, surveyor, rounds: watch::Sender::new(0) }))
     }
 
     /// Probes differently from now on.
     pub fn set_options(&self, options: config::HealthCheck) {
         self.check.set_options(&options);
+        self.surveyor.set_options(&options);
         self.options.store(Arc::new(options));
     }
 
@@ -60,6 +65,12 @@ impl Prober {
     pub fn start(self: &Arc<Self>, backend: &Backend) {
         tokio::spawn(Arc::clone(self).poll_for_ever(backend.id));
         tokio::spawn(push::listen_for_ever(Arc::clone(&self.fleet), backend.id, Arc::clone(self)));
+        tokio::spawn(Arc::clone(&self.surveyor).follow(backend.id));
+    }
+
+    /// Reads what the backends are made of.
+    pub fn surveyor(&self) -> &Surveyor {
+        &self.surveyor
     }
 
     /// Whether status events are listened to, and how long connecting to them may take.

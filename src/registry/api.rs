@@ -13,29 +13,27 @@
 //! its label in `x-comfygate-backend`, logs and metrics.
 //!
 //! Bodies are read as JSON whatever their `Content-Type`, for that is how services send them
-//! (`curl -d`). A browser can send such a request from any page, so what comes from another site
-//! is refused.
+//! (`curl -d`).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::Json;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
-use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use jiff::Timestamp;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::core::Registered;
 use super::registration::{Registration, Wanted, endpoint};
 use super::{Registry, Service};
 use crate::admin::Caller;
+use crate::admin::asked::{InBody, InPath};
+use crate::admin::document::Refusal;
 use crate::admin::endpoint_policy::{self, EndpointPolicy};
-use crate::comfy::origin;
 use crate::config::Endpoint;
 use crate::gateway::Gateway;
 use crate::operator::audit;
@@ -43,39 +41,21 @@ use crate::rejection::{Kind, Rejection};
 
 /// Bytes of a body at most: 64 task types of 128 characters fit, however they are escaped.
 const MAX_BODY: usize = 256 << 10;
-/// What the bodies look like, for whoever sent something else.
-const REGISTRATION: &str =
-    r#"{"service_id": "yolo11x", "task_types": ["count"], "endpoint": "http://HOST:PORT/infer"}"#;
-const WHICH: &str = r#"{"endpoint": "http://HOST:PORT/infer"}"#;
 
 /// The endpoints, to be merged into the admin port's router.
-pub fn routes(gateway: &Arc<Gateway>) -> Router<Arc<Gateway>> {
-    let guard = middleware::from_fn_with_state(Arc::clone(gateway), from_here);
-    let routes = Router::new()
-        .route("/register", post(register))
-        .route("/heartbeat", post(heartbeat))
-        .route("/unregister", post(unregister))
-        .route("/services", get(services))
-        .route("/services/stats/{task_type}", get(stats))
-        .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(guard);
-    Router::new().nest("/api/v1/ai_analysis", routes)
-}
-
-async fn from_here(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
-    let foreign = {
-        let names = &gateway.config.load().server.public_names;
-        origin::is_foreign(request.method(), request.headers(), names)
-    };
-    if foreign {
-        let message = "another site may not send requests here";
-        return Rejection::new(Kind::Forbidden, message).into_response();
-    }
-    next.run(request).await
+pub fn routes() -> OpenApiRouter<Arc<Gateway>> {
+    let routes = OpenApiRouter::new()
+        .routes(routes!(register))
+        .routes(routes!(heartbeat))
+        .routes(routes!(unregister))
+        .routes(routes!(services))
+        .routes(routes!(stats))
+        .layer(DefaultBodyLimit::max(MAX_BODY));
+    OpenApiRouter::new().nest("/api/v1/ai_analysis", routes)
 }
 
 /// One instance of a service.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct ServiceView {
     service_id: String,
     name: String,
@@ -88,7 +68,9 @@ pub struct ServiceView {
     instance: String,
     response_seconds: f64,
     heartbeat_seconds: Option<f64>,
+    #[schema(value_type = String, format = DateTime)]
     last_seen: Timestamp,
+    #[schema(value_type = Option<String>, format = DateTime)]
     last_check: Option<Timestamp>,
     last_error: Option<String>,
 }
@@ -118,7 +100,7 @@ impl From<Service> for ServiceView {
 }
 
 /// `GET services`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Services {
     services: Vec<ServiceView>,
     total: usize,
@@ -133,7 +115,7 @@ impl Services {
 }
 
 /// `GET services/stats/{task_type}`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct TypeStats {
     task_type: String,
     services: Vec<ServiceView>,
@@ -143,18 +125,23 @@ pub struct TypeStats {
 }
 
 /// The body of `POST heartbeat` and `POST unregister`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Which {
     endpoint: String,
 }
 
+/// Registers an instance of a service, or updates the one at its endpoint
+#[utoipa::path(post, path = "/register", tag = "services", request_body = Wanted, responses(
+    (status = 200, description = "Its endpoint was known and is updated", body = ServiceView),
+    (status = 201, description = "It is registered", body = ServiceView),
+    (status = 409, description = "There are as many as there may be", body = Refusal)))]
 async fn register(
     State(gateway): State<Arc<Gateway>>,
     caller: Caller,
-    body: Bytes,
+    InBody(wanted): InBody<Wanted>,
 ) -> Result<(StatusCode, Json<ServiceView>), Rejection> {
-    let wanted = Registration::try_from(read::<Wanted>(&body, REGISTRATION)?)?;
+    let wanted = Registration::try_from(wanted)?;
     let address = locate(&gateway, &wanted.endpoint).await?;
     let (registered, service) = gateway.registry.register(wanted, address)?;
     let (status, before) = match registered {
@@ -176,33 +163,57 @@ async fn locate(gateway: &Gateway, endpoint: &Endpoint) -> Result<SocketAddr, Re
     first.ok_or_else(|| Rejection::new(Kind::InvalidValue, "the name does not resolve"))
 }
 
+/// Says that an instance is alive
+#[utoipa::path(post, path = "/heartbeat", tag = "services", request_body = Which, responses(
+    (status = 200, description = "It is known", body = ServiceView),
+    (status = 404, description = "No service is registered at this endpoint", body = Refusal)))]
 async fn heartbeat(
     State(gateway): State<Arc<Gateway>>,
-    body: Bytes,
+    InBody(which): InBody<Which>,
 ) -> Result<Json<ServiceView>, Rejection> {
-    let (endpoint, _) = endpoint(&read::<Which>(&body, WHICH)?.endpoint)?;
+    let (endpoint, _) = endpoint(&which.endpoint)?;
     let service = gateway.registry.beat(&endpoint).ok_or_else(not_registered)?;
     Ok(Json(service.into()))
 }
 
+/// Forgets an instance
+#[utoipa::path(post, path = "/unregister", tag = "services", request_body = Which, responses(
+    (status = 200, description = "The instance as it was", body = ServiceView),
+    (status = 404, description = "No service is registered at this endpoint", body = Refusal)))]
 async fn unregister(
     State(gateway): State<Arc<Gateway>>,
     caller: Caller,
-    body: Bytes,
+    InBody(which): InBody<Which>,
 ) -> Result<Json<ServiceView>, Rejection> {
-    let (endpoint, _) = endpoint(&read::<Which>(&body, WHICH)?.endpoint)?;
+    let (endpoint, _) = endpoint(&which.endpoint)?;
     let service = gateway.registry.unregister(&endpoint).ok_or_else(not_registered)?;
     audit(&caller.actor(), &endpoint.url(), "registered", "absent");
     Ok(Json(service.into()))
 }
 
+/// Every instance of every service
+#[utoipa::path(get, path = "/services", tag = "services",
+    responses((status = 200, description = "The services", body = Services)))]
 async fn services(State(gateway): State<Arc<Gateway>>) -> Json<Services> {
     Json(Services::of(&gateway.registry))
 }
 
+/// A task type in a path.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+struct OfType {
+    /// The task type
+    task_type: String,
+}
+
+/// The instances that do one type of task
+#[utoipa::path(get, path = "/services/stats/{task_type}", tag = "services", params(OfType),
+    responses(
+        (status = 200, description = "Them and their sums", body = TypeStats),
+        (status = 404, description = "No service does this", body = Refusal)))]
 async fn stats(
     State(gateway): State<Arc<Gateway>>,
-    Path(task_type): Path<String>,
+    InPath(OfType { task_type }): InPath<OfType>,
 ) -> Result<Json<TypeStats>, Rejection> {
     let services = gateway.registry.services_of(&task_type)?;
     let services: Vec<ServiceView> = services.into_iter().map(ServiceView::from).collect();
@@ -213,13 +224,6 @@ async fn stats(
         call_count: services.iter().map(|service| service.call_count).sum(),
         services,
     }))
-}
-
-fn read<T: DeserializeOwned>(body: &[u8], example: &str) -> Result<T, Rejection> {
-    serde_json::from_slice(body).map_err(|error| {
-        Rejection::new(Kind::InvalidValue, format!("the body does not fit: {error}"))
-            .cure(format!("send such as {example}"))
-    })
 }
 
 fn not_registered() -> Rejection {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use url::Url;
+use utoipa::ToSchema;
 
 use crate::config::Endpoint;
 use crate::rejection::{Kind, Rejection};
@@ -19,7 +20,7 @@ const MAX_ENDPOINT: usize = 2048;
 const HEARTBEAT: std::ops::RangeInclusive<f64> = 1.0..=86_400.0;
 
 /// The body of `POST …/register`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Wanted {
     /// What the service is, the same for all its instances.

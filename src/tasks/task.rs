@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::kind::Kind;
 use crate::backend::BackendId;
@@ -11,7 +12,7 @@ use crate::clock::Moment;
 use crate::identity::ClientKey;
 
 /// How a task stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskState {
     /// It waits.
@@ -169,7 +170,7 @@ fn round(seconds: f64) -> f64 {
 }
 
 /// A task as the admin plane shows it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct TaskView {
     /// The prompt's id.
     pub task_id: String,
@@ -188,10 +189,13 @@ pub struct TaskView {
     /// What kind of prompt it is.
     pub kind: Option<String>,
     /// When the backend took it.
+    #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
     /// When it was seen to run, or must have begun to.
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub started_at: Option<Timestamp>,
     /// When its end was seen.
+    #[schema(value_type = Option<String>, format = DateTime)]
     pub finished_at: Option<Timestamp>,
     /// How long it ran.
     pub run_seconds: Option<f64>,

@@ -1,5 +1,6 @@
 //! Integration tests, one binary so that they link once.
 
+mod admin;
 mod affinity;
 mod alerts;
 mod browser;

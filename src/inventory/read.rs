@@ -1,0 +1,222 @@
+//! Asks a backend, within bounds of time and size.
+
+use std::io::{self, BufReader, Read};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use reqwest::header::HeaderMap;
+use reqwest::{Client, Response, StatusCode};
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::{Capabilities, System};
+use crate::backend::Backend;
+
+/// Bytes of a reply to `/system_stats` at most.
+const MAX_STATS: usize = 1 << 20;
+/// Bytes of a reply to `/object_info` at most.
+const MAX_OBJECT_INFO: usize = 64 << 20;
+/// Time for `/system_stats`.
+const STATS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for `/object_info`, for which a backend walks through its model folders.
+const OBJECT_INFO_TIMEOUT: Duration = Duration::from_mins(1);
+/// Chunks of a reply that wait for the parser.
+const WAITING_CHUNKS: usize = 4;
+
+/// Reads inventories over HTTP.
+pub(super) struct Reader {
+    client: Client,
+}
+
+impl Reader {
+    pub(super) fn new() -> anyhow::Result<Self> {
+        let client = Client::builder()
+            .http1_only()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .pool_max_idle_per_host(0)
+            .user_agent(concat!("comfygate/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        Ok(Self { client })
+    }
+
+    /// Version and devices.
+    pub(super) async fn system(
+        &self,
+        backend: &Backend,
+        headers: HeaderMap,
+    ) -> Result<System, String> {
+        let response = self.get(backend, "/system_stats", headers, STATS_TIMEOUT).await?;
+        let body = whole(response, MAX_STATS).await?;
+        let stats: Value = serde_json::from_reader(PlainJson::new(body.as_slice()))
+            .map_err(|error| error.to_string())?;
+        Ok(System::of(&stats))
+    }
+
+    /// Nodes and models, parsed on another thread while the reply comes in.
+    pub(super) async fn capabilities(
+        &self,
+        backend: &Backend,
+        headers: HeaderMap,
+    ) -> Result<Capabilities, String> {
+        let response = self.get(backend, "/object_info", headers, OBJECT_INFO_TIMEOUT).await?;
+        let (sender, receiver) = mpsc::channel(WAITING_CHUNKS);
+        let parsed = tokio::task::spawn_blocking(move || {
+            let chunks = Chunks { receiver, current: Bytes::new() };
+            Capabilities::read(BufReader::new(PlainJson::new(chunks)))
+        });
+        let fed = feed(response, &sender).await;
+        drop(sender);
+        let parsed = parsed.await.map_err(|error| error.to_string())?;
+        fed?;
+        parsed.map_err(|error| error.to_string())
+    }
+
+    async fn get(
+        &self,
+        backend: &Backend,
+        path: &str,
+        headers: HeaderMap,
+        limit: Duration,
+    ) -> Result<Response, String> {
+        let url = format!("{}{path}", backend.spec.endpoint.url());
+        let request = self.client.get(url).headers(headers).timeout(limit);
+        let response = request.send().await.map_err(|error| cause(&error))?;
+        match response.status() {
+            StatusCode::OK => Ok(response),
+            status => Err(format!("it answers {status}")),
+        }
+    }
+}
+
+async fn whole(mut response: Response, limit: usize) -> Result<Vec<u8>, String> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| cause(&error))? {
+        if body.len() + chunk.len() > limit {
+            return Err(too_long(limit));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// Hands a reply to its parser; one that has given up says why itself.
+async fn feed(mut response: Response, parser: &mpsc::Sender<Bytes>) -> Result<(), String> {
+    let mut size = 0;
+    while let Some(chunk) = response.chunk().await.map_err(|error| cause(&error))? {
+        size += chunk.len();
+        if size > MAX_OBJECT_INFO {
+            return Err(too_long(MAX_OBJECT_INFO));
+        }
+        if parser.send(chunk).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn too_long(limit: usize) -> String {
+    format!("its reply is longer than {limit} bytes")
+}
+
+fn cause(error: &reqwest::Error) -> String {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |e| e.source());
+    causes.last().map_or_else(String::new, ToString::to_string)
+}
+
+/// The chunks of a reply, for a parser that reads and blocks.
+struct Chunks {
+    receiver: mpsc::Receiver<Bytes>,
+    current: Bytes,
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.receiver.blocking_recv() {
+                Some(chunk) => self.current = chunk,
+                None => return Ok(0),
+            }
+        }
+        let length = buffer.len().min(self.current.len());
+        self.current.copy_to_slice(&mut buffer[..length]);
+        Ok(length)
+    }
+}
+
+/// Python writes `NaN`, `Infinity` and `-Infinity` where a node's limits are such numbers. They
+/// are replaced by a zero and spaces, in place: nobody here looks at numbers that are not finite.
+struct PlainJson<R> {
+    inner: R,
+    place: Place,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Outside,
+    InString,
+    Escaped,
+    InWord,
+}
+
+impl<R> PlainJson<R> {
+    fn new(inner: R) -> Self {
+        Self { inner, place: Place::Outside }
+    }
+}
+
+impl<R: Read> Read for PlainJson<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(buffer)?;
+        for byte in &mut buffer[..length] {
+            (*byte, self.place) = plain(*byte, self.place);
+        }
+        Ok(length)
+    }
+}
+
+/// What a byte becomes, and where the next one stands.
+fn plain(byte: u8, place: Place) -> (u8, Place) {
+    match (place, byte) {
+        (Place::InString, b'\\') => (byte, Place::Escaped),
+        (Place::InString, b'"') => (byte, Place::Outside),
+        (Place::InString | Place::Escaped, _) => (byte, Place::InString),
+        (Place::InWord, b'a'..=b'z' | b'A'..=b'Z') => (b' ', Place::InWord),
+        (_, b'"') => (byte, Place::InString),
+        (_, b'N' | b'I') => (b'0', Place::InWord),
+        _ => (byte, Place::Outside),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn pythons_numbers_are_read_and_strings_stay() {
+        let text = br#"{"NaN": [NaN, -Infinity, Infinity, 1, true, null], "s": "NaN \" NaN \\"}"#;
+        let read: Value = serde_json::from_reader(PlainJson::new(text.as_slice())).unwrap();
+        assert_eq!(read["NaN"][3], 1);
+        assert_eq!(read["NaN"][0], 0);
+        assert_eq!(read["s"], "NaN \" NaN \\");
+        assert_eq!(read["NaN"].as_array().unwrap().len(), 6);
+    }
+
+    #[tokio::test]
+    async fn a_reply_is_parsed_across_chunks() {
+        let (sender, receiver) = mpsc::channel(2);
+        let parsed = tokio::task::spawn_blocking(move || {
+            let chunks = Chunks { receiver, current: Bytes::new() };
+            Capabilities::read(BufReader::with_capacity(7, PlainJson::new(chunks)))
+        });
+        let reply = json!({"Node": {"input": {"required": {"m": [["m.pt"]]}}}}).to_string();
+        let reply = reply.replace("}}}}", ", \"max\": NaN}}}}");
+        for chunk in reply.as_bytes().chunks(3) {
+            sender.send(Bytes::copy_from_slice(chunk)).await.unwrap();
+        }
+        drop(sender);
+        let found = parsed.await.unwrap().unwrap();
+        assert!(found.nodes.contains("Node") && found.models.contains("m.pt"), "{found:?}");
+    }
+}
