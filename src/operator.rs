@@ -188,7 +188,6 @@ impl Operator {
     }
 
     /// Writes the audit line of a change.
-    #[expect(clippy::unused_self, reason = "only an operator makes changes")]
     pub fn audit(&self, actor: &Actor, what: &str, before: &str, after: &str) {
         info!(
             target: TARGET,
