@@ -43,7 +43,7 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
@@ -228,7 +228,7 @@ fn is_foreign(request: &Request, public_names: &[String]) -> bool {
 /// Whether a request shows the token; compared in constant time.
 fn shows(headers: &HeaderMap, token: &Secret) -> bool {
     const SCHEME: &[u8] = b"bearer ";
-    let shown = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    let shown = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     let shown = shown.and_then(|value| value.split_at_checked(SCHEME.len()));
     shown.is_some_and(|(scheme, shown)| {
         scheme.eq_ignore_ascii_case(SCHEME) && shown.ct_eq(token.reveal().as_bytes()).into()

@@ -190,8 +190,14 @@ fn plain(byte: u8, place: Place) -> (u8, Place) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
+
     use serde_json::json;
+
+    use super::*;
+    use crate::backend::{BackendId, Live, Wanted};
+    use crate::config;
+    use crate::pace::Learnt;
 
     #[test]
     fn pythons_numbers_are_read_and_strings_stay() {
@@ -201,6 +207,43 @@ mod tests {
         assert_eq!(read["NaN"][0], 0);
         assert_eq!(read["s"], "NaN \" NaN \\");
         assert_eq!(read["NaN"].as_array().unwrap().len(), 6);
+    }
+
+    /// A backend that answers with these texts.
+    async fn backend(stats: String, object_info: &'static str) -> Backend {
+        let answer = |text: String| axum::routing::get(move || std::future::ready(text));
+        let router = axum::Router::new()
+            .route("/system_stats", answer(stats))
+            .route("/object_info", answer(object_info.to_owned()));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Backend {
+            id: BackendId(0),
+            spec: config::backend_of(&json!({"name": "a", "url": url})).unwrap(),
+            live: Arc::new(Live::new(Wanted::Enabled, Learnt::default())),
+        }
+    }
+
+    #[tokio::test]
+    async fn replies_are_read_within_bounds() {
+        let reader = Reader::new().unwrap();
+        let none = HeaderMap::new;
+        let stats = r#"{"system": {"comfyui_version": "1"}, "devices": [{"vram_total": NaN}]}"#;
+        let fine = backend(stats.into(), r#"{"A": {"input": {}, "max": Infinity}}"#).await;
+        assert_eq!(reader.system(&fine, none()).await.unwrap().version.as_deref(), Some("1"));
+        let found = reader.capabilities(&fine, none()).await.unwrap();
+        assert!(found.nodes.contains("A"), "{found:?}");
+
+        let odd = backend(format!("{stats}{}", " ".repeat(MAX_STATS)), r#"{"A": {"#).await;
+        let refused = reader.system(&odd, none()).await.unwrap_err();
+        assert!(refused.contains("longer than 1048576 bytes"), "{refused}");
+        assert!(reader.capabilities(&odd, none()).await.unwrap_err().contains("EOF"));
+
+        let mut elsewhere = fine.clone();
+        elsewhere.spec.endpoint.base = "/nothing".into();
+        let refused = reader.capabilities(&elsewhere, none()).await.unwrap_err();
+        assert!(refused.contains("404"), "{refused}");
     }
 
     #[tokio::test]

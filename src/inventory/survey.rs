@@ -160,7 +160,7 @@ impl Surveyor {
                 backend.live.inventory.found_system(system);
                 true
             }
-            Err(why) => self.unread(backend, "/system_stats", &why),
+            Err(why) => unread(backend, "/system_stats", &why),
         }
     }
 
@@ -171,13 +171,8 @@ impl Surveyor {
                 self.share(backend, found);
                 true
             }
-            Err(why) => self.unread(backend, "/object_info", &why),
+            Err(why) => unread(backend, "/object_info", &why),
         }
-    }
-
-    fn unread(&self, backend: &Backend, what: &str, why: &str) -> bool {
-        debug!(target: TARGET, "{what} of {} could not be read: {why}", backend.name());
-        false
     }
 
     /// Keeps what was found; backends of the same kind share one copy of it.
@@ -197,6 +192,11 @@ impl Surveyor {
         }
         headers
     }
+}
+
+fn unread(backend: &Backend, what: &str, why: &str) -> bool {
+    debug!(target: TARGET, "{what} of {} could not be read: {why}", backend.name());
+    false
 }
 
 /// When `/object_info` is to be read again.

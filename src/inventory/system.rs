@@ -34,7 +34,7 @@ pub struct Device {
     pub vram_total: Option<u64>,
     /// Memory that is free
     pub vram_free: Option<u64>,
-    /// Memory that PyTorch holds
+    /// Memory that `PyTorch` holds
     pub torch_vram_total: Option<u64>,
     /// Part of it that is free
     pub torch_vram_free: Option<u64>,

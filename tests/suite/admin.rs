@@ -1,5 +1,7 @@
 //! The admin plane of a real gateway process over simulated servers.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
 #[path = "admin/gate.rs"]
 mod gate;
 

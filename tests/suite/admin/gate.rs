@@ -1,5 +1,7 @@
 //! A gateway as a child process, set up by a configuration file, and clients of both its ports.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -20,7 +22,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_comfygate");
 /// How long anything may take; ample, for machines that are busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The admin token of gateways that have one.
 pub(super) const TOKEN: &str = "a-long-admin-token-of-tests";
