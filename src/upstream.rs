@@ -1,6 +1,7 @@
 //! How the gateway connects to backends.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -21,8 +22,8 @@ const READ_TIMEOUT: Duration = Duration::from_mins(5);
 const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Idle connections are dropped before aiohttp's keep-alive of 75 s would race with a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Keeps connections of a single request apart from the others, see [`peer`].
-const ALONE_GROUP: u64 = 1;
+/// Numbers the connections of a single request, see [`peer`]. 0 is the group of the shared ones.
+static ALONE: AtomicU64 = AtomicU64::new(1);
 
 /// The backend as Pingora connects to it; `None` while its name does not resolve.
 ///
@@ -39,7 +40,9 @@ pub fn peer(backend: &Backend, alone: bool) -> Option<Box<HttpPeer>> {
     peer.options.write_timeout = Some(WRITE_TIMEOUT);
     peer.options.idle_timeout = Some(if alone { Duration::ZERO } else { IDLE_TIMEOUT });
     if alone {
-        peer.group_key = ALONE_GROUP;
+        // Pingora pools a connection for an instant even when it is to be idle for no time at all:
+        // only a group of its own keeps another request from taking it.
+        peer.group_key = ALONE.fetch_add(1, Relaxed);
     }
     Some(peer)
 }

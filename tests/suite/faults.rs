@@ -320,7 +320,8 @@ async fn a_stale_connection_costs_no_client_its_backend() {
     let someone = client_of(&gateway, "comfy-1").await;
     for _ in 0..6 {
         let reply = gateway.get(&someone, "/history").await;
-        assert_eq!((reply.status, reply.backend()), (200, "comfy-1"));
+        let seen: Vec<_> = fakes[0].seen().iter().map(|r| (r.nth, r.line().to_owned())).collect();
+        assert_eq!((reply.status, reply.backend()), (200, "comfy-1"), "{seen:?}");
     }
 }
 
