@@ -1,0 +1,261 @@
+//! What the dashboard's forms do. Each is a plain form, so that it works without the script, and
+//! carries the CSRF token of its login, or, where no token is configured, that of a cookie.
+//!
+//! | path | fields |
+//! |---|---|
+//! | `POST /dashboard/backend` | `name`, `do`: `enable` `drain` `disable` `leave` `remove` |
+//! | `POST /dashboard/add` | `name`, `url`, `weight`, `max_queue`, `task_types` |
+//! | `POST /dashboard/strategy` | `strategy` |
+//! | `POST /dashboard/check` | |
+//! | `POST /dashboard/cancel` | `task` |
+//!
+//! The script asks with `Accept: application/json` and gets JSON; a form gets the page again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::extract::rejection::FormRejection;
+use axum::extract::{Extension, State};
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::{Form, Json};
+use serde_json::{Map, Value, json};
+use subtle::ConstantTimeEq;
+
+use super::words::{Lang, Word};
+use super::{CSRF_COOKIE, Html, page};
+use crate::admin::guard::{Access, forged};
+use crate::admin::logins::cookie;
+use crate::admin::{Admin, Caller};
+use crate::backend::Wanted;
+use crate::config::Strategy;
+use crate::rejection::{Kind, Rejection};
+
+type Fields = Result<Form<HashMap<String, String>>, FormRejection>;
+
+/// A form that was checked.
+struct Sent {
+    fields: HashMap<String, String>,
+    script: bool,
+    lang: Lang,
+}
+
+impl Sent {
+    fn field(&self, name: &str) -> Option<&str> {
+        self.fields.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
+    }
+
+    fn needed(&self, name: &str) -> Result<&str, Rejection> {
+        let missing = || Rejection::new(Kind::InvalidValue, format!("{name} is missing"));
+        self.field(name).ok_or_else(missing)
+    }
+
+    fn answer(&self, done: Result<(), Rejection>) -> Response {
+        match done {
+            Ok(()) if self.script => Json(json!({"message": Word::Done.say(self.lang)})).into_response(),
+            Ok(()) => Redirect::to("/").into_response(),
+            Err(refusal) => refused(refusal, self.script, self.lang),
+        }
+    }
+}
+
+fn refused(refusal: Rejection, script: bool, lang: Lang) -> Response {
+    if script {
+        return refusal.into_response();
+    }
+    let title = Word::Failed.say(lang);
+    let page = page::message(lang, title, &refusal.message, &refusal.details);
+    (refusal.kind.status(), Html(page)).into_response()
+}
+
+/// Takes a form whose token is right.
+fn sent(access: &Access, headers: &HeaderMap, fields: Fields) -> Result<Sent, Response> {
+    let lang = Lang::of(None, headers);
+    let accept = headers.get(header::ACCEPT);
+    let script = accept.is_some_and(|accept| accept == "application/json");
+    let fields = match fields {
+        Ok(Form(fields)) => fields,
+        Err(error) => {
+            let refusal = Rejection::new(Kind::InvalidValue, error.body_text());
+            return Err(refused(refusal, script, lang));
+        }
+    };
+    let shown = fields.get("csrf").map_or("", String::as_str);
+    let right = match access {
+        Access::Token => true,
+        Access::Login { csrf } => same(shown, csrf),
+        Access::Open => cookie(headers, CSRF_COOKIE).is_some_and(|kept| same(shown, kept)),
+    };
+    if !right {
+        return Err(refused(forged(), script, lang));
+    }
+    Ok(Sent { fields, script, lang })
+}
+
+fn same(shown: &str, csrf: &str) -> bool {
+    !csrf.is_empty() && shown.as_bytes().ct_eq(csrf.as_bytes()).into()
+}
+
+/// `POST /dashboard/backend`.
+pub async fn backend(
+    State(admin): State<Arc<Admin>>,
+    Extension(access): Extension<Access>,
+    caller: Caller,
+    headers: HeaderMap,
+    fields: Fields,
+) -> Response {
+    let sent = match sent(&access, &headers, fields) {
+        Ok(sent) => sent,
+        Err(refusal) => return refusal,
+    };
+    let done = change(&admin, &caller, &sent).await;
+    sent.answer(done)
+}
+
+async fn change(admin: &Admin, caller: &Caller, sent: &Sent) -> Result<(), Rejection> {
+    let (name, actor) = (sent.needed("name")?, caller.actor());
+    let wanted = match sent.needed("do")? {
+        "enable" => Wanted::Enabled,
+        "drain" => Wanted::Draining,
+        "disable" => Wanted::Disabled,
+        "leave" => return admin.operator.leave(name, &actor).await.map(drop),
+        "remove" => return admin.operator.remove(name, &actor).await,
+        _ => return Err(Rejection::new(Kind::InvalidValue, "there is no such action")),
+    };
+    admin.operator.want(name, wanted, &actor).await.map(drop)
+}
+
+/// `POST /dashboard/add`.
+pub async fn add(
+    State(admin): State<Arc<Admin>>,
+    Extension(access): Extension<Access>,
+    caller: Caller,
+    headers: HeaderMap,
+    fields: Fields,
+) -> Response {
+    let sent = match sent(&access, &headers, fields) {
+        Ok(sent) => sent,
+        Err(refusal) => return refusal,
+    };
+    let done = admin.add_backend(words(&sent), &caller.actor()).await;
+    sent.answer(done.map(drop))
+}
+
+/// The form's fields as the words of an API call; what is empty is left to its default.
+fn words(sent: &Sent) -> Value {
+    let mut words = Map::new();
+    for name in ["name", "url"] {
+        if let Some(text) = sent.field(name) {
+            words.insert(name.to_owned(), text.into());
+        }
+    }
+    for name in ["weight", "max_queue"] {
+        if let Some(text) = sent.field(name) {
+            let value = text.parse::<u64>().map_or_else(|_| text.into(), Value::from);
+            words.insert(name.to_owned(), value);
+        }
+    }
+    if let Some(types) = sent.field("task_types") {
+        let types = types.split([',', '，']).map(str::trim).filter(|kind| !kind.is_empty());
+        words.insert("task_types".to_owned(), types.collect());
+    }
+    Value::Object(words)
+}
+
+/// `POST /dashboard/strategy`.
+pub async fn strategy(
+    State(admin): State<Arc<Admin>>,
+    Extension(access): Extension<Access>,
+    caller: Caller,
+    headers: HeaderMap,
+    fields: Fields,
+) -> Response {
+    let sent = match sent(&access, &headers, fields) {
+        Ok(sent) => sent,
+        Err(refusal) => return refusal,
+    };
+    let Some(strategy) = sent.field("strategy").and_then(Strategy::named) else {
+        return sent.answer(Err(Rejection::new(Kind::InvalidValue, "there is no such strategy")));
+    };
+    let done = admin.operator.set_strategy(strategy, &caller.actor()).await;
+    sent.answer(done)
+}
+
+/// `POST /dashboard/check`.
+pub async fn check(
+    State(admin): State<Arc<Admin>>,
+    Extension(access): Extension<Access>,
+    headers: HeaderMap,
+    fields: Fields,
+) -> Response {
+    match sent(&access, &headers, fields) {
+        Ok(sent) => {
+            admin.gateway.prober.check_all().await;
+            sent.answer(Ok(()))
+        }
+        Err(refusal) => refusal,
+    }
+}
+
+/// `POST /dashboard/cancel`.
+pub async fn cancel(
+    State(admin): State<Arc<Admin>>,
+    Extension(access): Extension<Access>,
+    caller: Caller,
+    headers: HeaderMap,
+    fields: Fields,
+) -> Response {
+    let sent = match sent(&access, &headers, fields) {
+        Ok(sent) => sent,
+        Err(refusal) => return refusal,
+    };
+    let done = match sent.needed("task") {
+        Ok(task) => admin.cancel_task(task, &caller.actor()).await,
+        Err(missing) => Err(missing),
+    };
+    sent.answer(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn form(pairs: &[(&str, &str)]) -> Fields {
+        let pairs = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Ok(Form(pairs.collect()))
+    }
+
+    fn headers(cookie: &str) -> HeaderMap {
+        HeaderMap::from_iter([(header::COOKIE, cookie.parse().unwrap())])
+    }
+
+    #[test]
+    fn a_form_counts_only_with_its_own_token() {
+        let login = Access::Login { csrf: "right".into() };
+        let none = HeaderMap::new();
+        assert!(sent(&login, &none, form(&[("csrf", "right")])).is_ok());
+        assert!(sent(&login, &none, form(&[("csrf", "wrong")])).is_err());
+        assert!(sent(&login, &none, form(&[])).is_err());
+        assert!(sent(&Access::Token, &none, form(&[])).is_ok());
+
+        let kept = headers("comfygate_csrf=right");
+        assert!(sent(&Access::Open, &kept, form(&[("csrf", "right")])).is_ok());
+        assert!(sent(&Access::Open, &kept, form(&[("csrf", "wrong")])).is_err());
+        assert!(sent(&Access::Open, &none, form(&[("csrf", "right")])).is_err());
+        assert!(sent(&Access::Open, &headers("comfygate_csrf="), form(&[("csrf", "")])).is_err());
+    }
+
+    #[test]
+    fn empty_fields_are_left_to_their_defaults_and_odd_ones_to_the_check() {
+        let fields = form(&[
+            ("csrf", ""), ("name", " a "), ("url", "http://b:1"), ("weight", ""),
+            ("max_queue", "x"), ("task_types", "video, ，image"),
+        ]);
+        let Ok(sent) = sent(&Access::Token, &HeaderMap::new(), fields) else { panic!("counts") };
+        assert_eq!(
+            words(&sent),
+            json!({"name": "a", "url": "http://b:1", "max_queue": "x",
+                "task_types": ["video", "image"]})
+        );
+    }
+}
