@@ -19,6 +19,7 @@ use crate::health::{Change, Health, ramp};
 use crate::pace::{Learnt, Pace};
 use crate::relay::StopReason;
 use crate::selection::Candidate;
+use crate::tasks::line::Outlook;
 
 /// A backend's number, given to its name for the life of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,6 +34,17 @@ pub enum Wanted {
     Draining,
     /// It gets nothing.
     Disabled,
+}
+
+impl Wanted {
+    /// Its name in the admin API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Enabled => "enabled",
+            Self::Draining => "drain",
+            Self::Disabled => "disabled",
+        }
+    }
 }
 
 /// Everything that decides who may be sent to a backend.
@@ -107,17 +119,18 @@ impl Backend {
         let live = &self.live;
         let standing = live.standing();
         let now = Moment::now();
+        let prompts = live.depth.prompts();
         Candidate {
             eligible: standing.takes_new(),
             backup: self.spec.backup,
             suspect: standing.suspect,
             stale: live.depth.is_stale(now, stale_after),
-            prompts: live.depth.prompts(),
+            prompts,
             fresh_clients,
             weight: self.spec.weight,
             max_queue: self.spec.max_queue,
             calls: live.calls.load(Relaxed),
-            prompt_seconds: live.prompt_seconds(),
+            prompt_seconds: live.seconds_each(prompts, now),
             ramp: live.ramp(now),
         }
     }
@@ -141,6 +154,8 @@ pub struct Live {
     pub failures: AtomicU64,
     /// Client WebSockets open through it.
     pub sockets: AtomicU32,
+    /// Set when its queue may have moved.
+    pub moved: Notify,
     /// Set to have it probed soon.
     pub poke: Notify,
     /// Where its name resolved to last.
@@ -156,6 +171,10 @@ pub struct Live {
     /// Bits of an f64. Two writers at once may lose a sample, which a mean survives.
     response_seconds: AtomicU64,
     pace: Mutex<Pace>,
+    /// Seconds per prompt as tasks taught them, bits of an f64; 0 while they have not.
+    taught: AtomicU64,
+    outlook: Mutex<Option<Outlook>>,
+    breaks: AtomicU64,
     notes: Mutex<Notes>,
 }
 
@@ -178,6 +197,7 @@ impl Live {
             checks: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             sockets: AtomicU32::new(0),
+            moved: Notify::new(),
             poke: Notify::new(),
             address: ArcSwapOption::empty(),
             keeps_old: AtomicBool::new(standing.keeps_old()),
@@ -187,6 +207,9 @@ impl Live {
             last_event: AtomicU64::new(0),
             response_seconds: AtomicU64::new(0),
             pace: Mutex::new(Pace::new(learnt)),
+            taught: AtomicU64::new(0),
+            outlook: Mutex::default(),
+            breaks: AtomicU64::new(0),
             notes: Mutex::default(),
         }
     }
@@ -220,6 +243,7 @@ impl Live {
     pub fn judged(&self, change: &Change, now: Moment) {
         if change.to == Health::Down {
             self.down_at.store(now.0, Relaxed);
+            self.broke();
             self.depth.lost();
             self.pace.lock().lost();
         } else if change.from == Health::Down {
@@ -267,13 +291,52 @@ impl Live {
         f64::from_bits(self.response_seconds.load(Relaxed))
     }
 
-    /// What was learnt of its pace.
-    pub fn learnt(&self) -> Learnt {
-        self.pace.lock().learnt()
+    /// Goes on from what an earlier process learnt; nonsense counts as nothing.
+    pub fn set_response_seconds(&self, seconds: f64) {
+        let seconds = if seconds.is_finite() && seconds > 0.0 { seconds } else { 0.0 };
+        self.response_seconds.store(seconds.to_bits(), Relaxed);
     }
 
-    fn prompt_seconds(&self) -> f64 {
-        self.learnt().prompt_seconds
+    /// What was learnt of its pace: from tasks where they taught it, else from its depth.
+    pub fn learnt(&self) -> Learnt {
+        let learnt = self.pace.lock().learnt();
+        let taught = f64::from_bits(self.taught.load(Relaxed));
+        let prompt_seconds = if taught > 0.0 { taught } else { learnt.prompt_seconds };
+        Learnt { prompt_seconds, ..learnt }
+    }
+
+    /// Takes the seconds per prompt that tasks have taught.
+    pub fn teach(&self, seconds: Option<f64>) {
+        if let Some(seconds) = seconds.filter(|seconds| seconds.is_finite()) {
+            // Nothing took no time at all; zero would mean that nothing is known.
+            self.taught.store(seconds.max(0.001).to_bits(), Relaxed);
+        }
+    }
+
+    /// Takes what its queue will need, prompt by prompt, or that this is not known.
+    pub fn set_outlook(&self, outlook: Option<Outlook>) {
+        *self.outlook.lock() = outlook;
+    }
+
+    /// Seconds per prompt for the `prompts` it holds now: by their kinds where those are known,
+    /// else the mean.
+    fn seconds_each(&self, prompts: u32, now: Moment) -> f64 {
+        let mean = self.learnt().prompt_seconds;
+        match *self.outlook.lock() {
+            Some(outlook) if prompts > 0 => outlook.wait(prompts, mean, now) / f64::from(prompts),
+            _ => mean,
+        }
+    }
+
+    /// How often it broke off in a way that may have been a restart: prompts that vanish across a
+    /// break were lost, not deleted.
+    pub fn breaks(&self) -> u64 {
+        self.breaks.load(Relaxed)
+    }
+
+    /// Counts a break.
+    pub fn broke(&self) {
+        self.breaks.fetch_add(1, Relaxed);
     }
 
     /// What people want to read about it.

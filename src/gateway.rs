@@ -24,6 +24,7 @@ use crate::probe::Prober;
 use crate::rejection::{Kind, Rejection};
 use crate::retry::RetryBudget;
 use crate::selection::{self, Client, Rule};
+use crate::tasks::Tasks;
 
 /// What every part of a running gateway shares.
 pub struct Gateway {
@@ -39,6 +40,8 @@ pub struct Gateway {
     pub trusted: ArcSwap<TrustedProxies>,
     /// Signs cookies and tabs.
     pub signing_key: SigningKey,
+    /// The prompts that passed.
+    pub tasks: Tasks,
     /// Keeps retry storms away.
     pub budget: Arc<RetryBudget>,
     /// Time for placements.
@@ -83,6 +86,7 @@ impl Gateway {
             prober,
             affinity,
             signing_key,
+            tasks: Tasks::default(),
             budget: Arc::default(),
             clock: Clock::start(),
             started: Moment::now(),

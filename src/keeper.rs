@@ -58,6 +58,17 @@ pub fn learnt(state: Option<&State>) -> impl Fn(&str) -> Learnt + use<> {
     }
 }
 
+/// The setting that holds what was learnt from tasks, by backend.
+const TASK_RATES: &str = "task_rates";
+
+/// Puts back what an earlier process learnt from tasks.
+pub fn restore_rates(gateway: &Gateway, state: &State) {
+    match state.setting(TASK_RATES) {
+        Ok(records) => gateway.tasks.restore(&gateway.fleet, &records.unwrap_or_default()),
+        Err(error) => warn!(target: TARGET, "learnt rates could not be read: {error}"),
+    }
+}
+
 /// Puts the placements of an earlier process back.
 pub fn restore(gateway: &Gateway, state: &State) {
     let config = gateway.config.load();
@@ -137,6 +148,10 @@ fn write(gateway: &Gateway, state: &State, with_rates: bool) -> Result<(), State
             })
             .collect();
         state.save_rates(&rates)?;
+        let records = gateway.tasks.records(&view);
+        if !records.is_empty() {
+            state.set_setting(TASK_RATES, &records)?;
+        }
     }
     Ok(())
 }

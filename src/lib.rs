@@ -12,7 +12,7 @@
 //!    [`upstream`] connects, [`retry`] says what may be tried again, [`rejection`] answers the rest.
 //!
 //! Beside it: [`probe`] looks at each [`backend`], [`health`] judges it, [`depth`] and [`pace`]
-//! count its work; [`keeper`] carries over into the next process what [`state`] stores; [`admin`]
+//! count its work, [`tasks`] follows each prompt to its end; [`keeper`] carries over into the next process what [`state`] stores; [`admin`]
 //! shows all of it. [`config`] is what the user said; [`sim`] is a ComfyUI without a GPU, and
 //! [`conformance`] tells whether a server behaves like the real one.
 
@@ -48,4 +48,5 @@ pub mod server;
 pub mod sim;
 pub mod state;
 pub mod summary;
+pub mod tasks;
 pub mod upstream;

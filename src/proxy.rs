@@ -1,7 +1,7 @@
 //! The only [`ProxyHttp`]: Pingora's phases in their order, each a few lines.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use crate::identity::tab::prefix_location;
 use crate::logging::{TARGET, is_verbose};
 use crate::rejection::{Kind, Rejection};
 use crate::retry::{Failure, RequestGuard, RetryCase, RetryGuard, Verdict, may_retry};
+use crate::tasks::intake::Intake;
 use crate::upstream;
 
 /// Proxies HTTP requests that the front door let in.
@@ -41,6 +42,8 @@ pub struct Journey {
     tried: Vec<BackendId>,
     refused: Option<Rejection>,
     body_bytes: u64,
+    /// What a prompt tells in passing.
+    intake: Option<Intake>,
     /// When the connection to the backend stood.
     connected: Option<Instant>,
     /// When the response's head came.
@@ -89,6 +92,7 @@ impl ProxyHttp for Proxy {
         match self.gateway.destination(envelope, &[]) {
             Ok(destination) => {
                 log_request(session, envelope, &destination);
+                journey.intake = Intake::of(&self.gateway, envelope);
                 journey.destination = Some(destination);
                 Ok(false)
             }
@@ -105,6 +109,9 @@ impl ProxyHttp for Proxy {
         let is_prompt = journey.envelope.as_deref().is_some_and(|envelope| envelope.is_prompt);
         if let (Some(envelope), false) = (journey.envelope.as_deref(), journey.tried.is_empty()) {
             journey.destination = None;
+            if let Some(intake) = &mut journey.intake {
+                intake.restart();
+            }
             match self.gateway.destination(envelope, &journey.tried) {
                 Ok(destination) => journey.destination = Some(destination),
                 Err(refused) => return Err(journey.refuse(refused)),
@@ -148,6 +155,10 @@ impl ProxyHttp for Proxy {
         for name in DROPPED {
             request.remove_header(name);
         }
+        if envelope.is_prompt {
+            // A few bytes that are read in passing, see `Intake`.
+            request.remove_header("accept-encoding");
+        }
         if let Some(cookies) = &envelope.cookies {
             request.remove_header("cookie");
             for cookie in cookies {
@@ -178,6 +189,9 @@ impl ProxyHttp for Proxy {
         if journey.body_bytes > limit {
             return Err(journey.refuse(body_too_large(limit)));
         }
+        if let (Some(intake), Some(piece)) = (&mut journey.intake, body) {
+            intake.body(piece);
+        }
         Ok(())
     }
 
@@ -190,6 +204,7 @@ impl ProxyHttp for Proxy {
     ) -> Result<()> {
         journey.answered = Some(Instant::now());
         response.remove_header("x-comfygate-backend");
+        journey.intake = journey.intake.take().filter(|_| response.status.is_success());
         let Some(destination) = &mut journey.destination else { return Ok(()) };
         if let Some(sending) = destination.sending.take()
             && response.status.is_success()
@@ -210,6 +225,22 @@ impl ProxyHttp for Proxy {
             }
         }
         Ok(())
+    }
+
+    /// Reads the id under which a prompt was accepted.
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        journey: &mut Journey,
+    ) -> Result<Option<Duration>> {
+        if let (Some(intake), Some(piece)) = (&mut journey.intake, body)
+            && let (Some(envelope), Some(destination)) = (&journey.envelope, &journey.destination)
+        {
+            intake.answered(&self.gateway, envelope, &destination.backend, piece);
+        }
+        Ok(None)
     }
 
     /// No connection came about: nothing was sent, so any request may go elsewhere.

@@ -28,7 +28,7 @@ use crate::operator::Operator;
 use crate::probe::Prober;
 use crate::proxy::Proxy;
 use crate::state::{State, load_or_make_cookie_key};
-use crate::{access, admin, keeper, logging, summary};
+use crate::{access, admin, keeper, logging, summary, tasks};
 
 /// Requests wait this long at most for the first look at the backends.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -86,24 +86,25 @@ impl Server {
         let operator = Operator::start(Arc::clone(&gateway), self.state.clone(), learnt).await;
         if let Some(state) = &self.state {
             keeper::restore(&gateway, state);
+            keeper::restore_rates(&gateway, state);
         }
         tokio::spawn(Arc::clone(&operator).tend());
+        tokio::spawn(tasks::follow::run(Arc::clone(&gateway)));
 
         let admin_listener = listen(self.admin)?;
         let admin_address = admin_listener.local_addr()?;
-        let service =
-            admin::router(&gateway, &operator).into_make_service_with_connect_info::<SocketAddr>();
-        tokio::spawn(async move { axum::serve(admin_listener, service).await });
+        let admin = admin::Admin::start(&gateway, &operator);
+        tokio::spawn(admin::serve(admin_listener, admin::router(&admin)));
 
         gateway.prober.first_round(FIRST_LOOK.min(config.health_check.timeout)).await;
         tokio::spawn(summary::report(fleet));
-        let tasks = TaskTracker::new();
+        let connections = TaskTracker::new();
         let door = FrontDoor::new(
             Arc::clone(&gateway),
             Arc::new(http_proxy(&server_conf(&config), Proxy::new(Arc::clone(&gateway)))),
             self.acceptor,
-            admin::data_port_router(&gateway, &operator),
-            tasks.clone(),
+            admin::data_port_router(&admin),
+            connections.clone(),
         );
         let listener = listen(self.data)?;
         info!(target: TARGET, "listening on {}, admin on {admin_address}", listener.local_addr()?);
@@ -114,7 +115,7 @@ impl Server {
             let _ = stop.await;
         }));
         wait_for_signals(&gateway, &self.sources, &operator).await?;
-        drain(&gateway, &tasks).await;
+        drain(&gateway, &connections).await;
         drop(stopped);
         let _ = keeper.await;
         Ok(())

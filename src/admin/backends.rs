@@ -25,6 +25,7 @@ use super::views::{BackendView, Backends};
 use super::{Admin, Caller};
 use crate::backend::{Backend, Wanted};
 use crate::config::Strategy;
+use crate::operator::Actor;
 use crate::rejection::{Kind, Rejection};
 
 /// The routes, relative to the root.
@@ -62,7 +63,7 @@ async fn add(
     words: Result<Json<Value>, JsonRejection>,
 ) -> Result<Response, Rejection> {
     let Json(words) = words.map_err(bad_json)?;
-    let backend = admin.operator.add(words, &caller.actor()).await?;
+    let backend = admin.add_backend(words, &caller.actor()).await?;
     let location = format!("/lb/backends/{}", backend.name());
     let created = [(header::LOCATION, location)];
     Ok((StatusCode::CREATED, created, Json(admin.shown(&backend))).into_response())
@@ -149,6 +150,15 @@ async fn set_strategy(
 }
 
 impl Admin {
+    /// Adds a backend in the words of an API call or of the dashboard's form.
+    pub(super) async fn add_backend(
+        &self,
+        words: Value,
+        actor: &Actor,
+    ) -> Result<Arc<Backend>, Rejection> {
+        self.operator.add(words, actor).await
+    }
+
     fn shown(&self, backend: &Backend) -> BackendView {
         BackendView::of(&self.gateway, backend)
     }

@@ -62,10 +62,7 @@ pub struct Hub {
 
 impl Default for Hub {
     fn default() -> Self {
-        Self {
-            out: broadcast::Sender::new(BACKLOG),
-            seats: Arc::new(Semaphore::new(MAX_CLIENTS)),
-        }
+        Self { out: broadcast::Sender::new(BACKLOG), seats: Arc::new(Semaphore::new(MAX_CLIENTS)) }
     }
 }
 

@@ -100,6 +100,15 @@ pub fn admit(
     Ok(access)
 }
 
+/// Whether a refusal is best answered with the login form: a person opened a page.
+pub fn may_log_in(refusal: &Rejection, port: Port, request: &Request) -> bool {
+    let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    refusal.kind == Kind::Unauthorized
+        && port == Port::Admin
+        && request.method() == Method::GET
+        && accept.is_some_and(|accept| accept.contains("text/html"))
+}
+
 /// Refuses what a page of another origin sent.
 pub fn same_origin(
     method: &Method,
@@ -141,8 +150,9 @@ fn host_is_no_strangers(headers: &HeaderMap, public_names: &[String]) -> Result<
     if ours {
         return Ok(());
     }
-    Err(Rejection::new(Kind::Forbidden, "the admin plane is not known by this name")
-        .cure("use its address or localhost, add the name to server.public_names, or set admin.token"))
+    Err(Rejection::new(Kind::Forbidden, "the admin plane is not known by this name").cure(
+        "use its address or localhost, add the name to server.public_names, or set admin.token",
+    ))
 }
 
 fn without_port(authority: &str) -> &str {
@@ -256,7 +266,10 @@ mod tests {
         };
         let cookie = ("cookie", cookie.as_str());
         assert_eq!(ask(Port::Admin, "POST", &[cookie]), Err(Kind::Forbidden));
-        assert_eq!(ask(Port::Admin, "DELETE", &[cookie, (CSRF_HEADER, "no")]), Err(Kind::Forbidden));
+        assert_eq!(
+            ask(Port::Admin, "DELETE", &[cookie, (CSRF_HEADER, "no")]),
+            Err(Kind::Forbidden)
+        );
         assert!(ask(Port::Admin, "POST", &[cookie, (CSRF_HEADER, &csrf)]).is_ok());
         let foreign = [cookie, (CSRF_HEADER, &csrf), ("origin", "http://evil.example")];
         assert_eq!(ask(Port::Admin, "POST", &foreign), Err(Kind::Forbidden));

@@ -39,12 +39,12 @@ impl Logins {
     /// A new login for whoever showed the token; gives the cookie's value.
     pub fn open(&self, token: &Secret, now: Moment) -> String {
         let id = random();
-        let login =
-            Login { token: hash(token.reveal()), csrf: random(), ends: now.plus(LIFETIME) };
+        let login = Login { token: hash(token.reveal()), csrf: random(), ends: now.plus(LIFETIME) };
         let mut logins = self.0.lock();
         logins.retain(|_, login| login.ends > now);
         if logins.len() >= MAX_LOGINS
-            && let Some(first) = logins.iter().min_by_key(|(_, login)| login.ends).map(|(id, _)| *id)
+            && let Some(first) =
+                logins.iter().min_by_key(|(_, login)| login.ends).map(|(id, _)| *id)
         {
             logins.remove(&first);
         }

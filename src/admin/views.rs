@@ -24,7 +24,7 @@ pub struct Stats {
     last_health_check: Option<Timestamp>,
     sessions: usize,
     websockets: u64,
-    tasks: Tasks,
+    tasks: Counted,
 }
 
 #[derive(Debug, Serialize)]
@@ -33,8 +33,8 @@ struct Counts {
     healthy: usize,
 }
 
-#[derive(Debug, Default, Serialize)]
-struct Tasks {
+#[derive(Debug, Serialize)]
+struct Counted {
     queued: u64,
     running: u64,
     completed: u64,
@@ -48,7 +48,7 @@ impl Stats {
         let config = gateway.config.load();
         let view = gateway.fleet.view();
         let lives = || view.backends.iter().map(|backend| &backend.live);
-        let readings = || lives().map(|live| live.depth.reading());
+        let tasks = gateway.tasks.counts();
         Self {
             mode: match config.mode {
                 Mode::Sticky => "sticky",
@@ -64,11 +64,12 @@ impl Stats {
             last_health_check: lives().filter_map(|live| live.notes().last_check).max(),
             sessions: gateway.affinity.len(),
             websockets: lives().map(|live| u64::from(live.sockets.load(Relaxed))).sum(),
-            // What runs and waits is read from the backends; how prompts ended is not followed yet.
-            tasks: Tasks {
-                queued: readings().map(|reading| u64::from(reading.pending)).sum(),
-                running: readings().map(|reading| u64::from(reading.running)).sum(),
-                ..Tasks::default()
+            tasks: Counted {
+                queued: tasks.queued,
+                running: tasks.running,
+                completed: tasks.completed,
+                failed: tasks.failed,
+                cancelled: tasks.cancelled,
             },
         }
     }
@@ -98,6 +99,7 @@ pub struct BackendView {
     state: &'static str,
     healthy: bool,
     enabled: bool,
+    wanted: &'static str,
     weight: u32,
     max_queue: u32,
     backup: bool,
@@ -139,6 +141,7 @@ impl BackendView {
             state: standing.label(),
             healthy: standing.is_healthy(),
             enabled: standing.wanted != crate::backend::Wanted::Disabled,
+            wanted: standing.wanted.name(),
             weight: spec.weight,
             max_queue: spec.max_queue,
             backup: spec.backup,
@@ -152,7 +155,7 @@ impl BackendView {
             websockets: live.sockets.load(Relaxed),
             calls,
             failures,
-            success_rate: success_rate(calls, failures),
+            success_rate: gateway.tasks.success_rate(backend.id, calls, failures),
             response_seconds: live.response_seconds(),
             prompt_seconds: live.learnt().prompt_seconds,
             version: None,
@@ -163,9 +166,4 @@ impl BackendView {
             last_error: notes.last_error,
         }
     }
-}
-
-/// Share of calls that did not fail; 1 before the first.
-fn success_rate(calls: u64, failures: u64) -> f64 {
-    if calls == 0 { 1.0 } else { calls.saturating_sub(failures) as f64 / calls as f64 }
 }

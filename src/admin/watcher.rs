@@ -10,11 +10,13 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::Admin;
 use super::history::{SAMPLE_EVERY, Sample};
 use super::views::{BackendView, Stats};
+use crate::clock::Moment;
 
 /// Changes are collected for so long.
 const DEBOUNCE: Duration = Duration::from_millis(250);
@@ -48,6 +50,27 @@ pub(super) async fn watch(admin: Weak<Admin>) {
     }
 }
 
+/// Tells of every task that changes its state, and takes down how long those that ended waited.
+pub(super) async fn watch_tasks(admin: Weak<Admin>) {
+    let Some(strong) = admin.upgrade() else { return };
+    let mut tasks = strong.gateway.tasks.subscribe();
+    drop(strong);
+    loop {
+        let task = match tasks.recv().await {
+            Ok(event) => event.task,
+            // Pages show some tasks late; the next change of each, or a reload, puts that right.
+            Err(RecvError::Lagged(_)) => continue,
+            Err(RecvError::Closed) => return,
+        };
+        let Some(admin) = admin.upgrade() else { return };
+        if let (false, Some(started)) = (task.state.is_open(), task.started_at) {
+            let waited = started.duration_since(task.created_at).as_secs_f64().max(0.0);
+            admin.meter.lock().waited(waited, Moment::now());
+        }
+        admin.hub.tell("task", &task);
+    }
+}
+
 /// What was seen last.
 #[derive(Default)]
 struct Seen {
@@ -69,7 +92,10 @@ impl Seen {
         }
         if self.sampled_at.is_none_or(|at| at.elapsed() >= SAMPLE_EVERY) {
             self.sampled_at = Some(Instant::now());
-            let sample = Sample::of(&admin.gateway);
+            let counts = admin.gateway.tasks.counts();
+            let ended = counts.completed + counts.failed;
+            let pulse = admin.meter.lock().pulse(ended, Moment::now());
+            let sample = Sample::of(&admin.gateway, pulse);
             admin.hub.tell("sample", &sample.pulse);
             admin.history.push(sample);
         }

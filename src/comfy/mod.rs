@@ -1,5 +1,8 @@
 //! ComfyUI's protocol, as far as the gateway must understand it.
 
+pub mod history;
+pub mod lenient;
 pub mod origin;
 pub mod queue_count;
+pub mod queue_items;
 pub mod routes;

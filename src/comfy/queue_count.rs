@@ -5,6 +5,8 @@
 //! the outside (one object with the two arrays, whole, nothing behind it) and lenient within
 //! items, where ComfyUI writes bare `NaN` and `Infinity`.
 
+use super::queue_items::{Heads, QueueItems};
+
 /// Running and waiting prompts of one server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counted {
@@ -78,6 +80,8 @@ pub struct QueueCount {
     digest: u64,
     running: Option<u32>,
     pending: Option<u32>,
+    /// Gathers the prompts' ids, when they are wanted.
+    heads: Option<Heads>,
 }
 
 impl Default for QueueCount {
@@ -94,6 +98,7 @@ impl Default for QueueCount {
             digest: FNV_BASIS,
             running: None,
             pending: None,
+            heads: None,
         }
     }
 }
@@ -102,6 +107,18 @@ const FNV_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
 const FNV_PRIME: u64 = 0x0100_0000_01b3;
 
 impl QueueCount {
+    /// One that also gathers the prompts' ids.
+    pub fn with_items() -> Self {
+        Self { heads: Some(Heads::default()), ..Self::default() }
+    }
+
+    /// Ends the reply and gives the counts and the prompts, the latter none unless they were
+    /// asked for by [`QueueCount::with_items`].
+    pub fn finish_with_items(mut self) -> Result<(Counted, QueueItems), Malformed> {
+        let heads = self.heads.take().unwrap_or_default();
+        Ok((self.finish()?, heads.finish()))
+    }
+
     /// Takes the next bytes of the reply.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
         bytes.iter().try_for_each(|&byte| self.step(byte))
@@ -176,6 +193,9 @@ impl QueueCount {
         if self.which == Which::Running {
             self.digest = (self.digest ^ u64::from(byte)).wrapping_mul(FNV_PRIME);
         }
+        if self.heads.is_some() {
+            self.look_at_head(byte);
+        }
         if self.in_string {
             self.in_string_of_value(byte);
             return Ok(());
@@ -200,6 +220,21 @@ impl QueueCount {
             _ => return Err(Malformed::Shape),
         }
         Ok(())
+    }
+
+    /// Hands what stands directly in an item of the two arrays to the heads, before the byte is
+    /// taken itself.
+    fn look_at_head(&mut self, byte: u8) {
+        let Some(heads) = self.heads.as_mut().filter(|_| self.which != Which::Other) else {
+            return;
+        };
+        match (self.open.as_slice(), byte) {
+            ([_], b'[') if !self.in_string => heads.begin(),
+            ([_, true], b',') if !self.in_string => heads.comma(),
+            ([_, true], b']') if !self.in_string => heads.end(self.which == Which::Running),
+            ([_, true], _) => heads.byte(byte),
+            _ => {}
+        }
     }
 
     fn in_string_of_value(&mut self, byte: u8) {

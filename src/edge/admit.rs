@@ -11,6 +11,7 @@ use http::header::{ACCEPT, COOKIE, HOST, ORIGIN, UPGRADE};
 
 use super::envelope::Envelope;
 use super::head::{Head, MAX_HEADERS, with_target};
+use crate::admin::session::Visitor;
 use crate::affinity::{Seconds, whole_seconds};
 use crate::comfy::{origin, routes};
 use crate::config::{Affinity, Config};
@@ -33,7 +34,12 @@ pub enum Admission {
     /// It becomes a WebSocket.
     WebSocket(Box<Envelope>, Handshake),
     /// The gateway's own endpoint under `/lb/`.
-    Local,
+    Local {
+        /// Who asks.
+        visitor: Visitor,
+        /// The head, if that had to be written anew.
+        head: Option<BytesMut>,
+    },
     /// Another address.
     Redirect {
         /// Where to.
@@ -126,7 +132,11 @@ impl Desk<'_> {
             Err(elsewhere) => return elsewhere,
         };
         if found.target == "/lb" || found.target.starts_with("/lb/") {
-            return Admission::Local;
+            let rewritten = !std::ptr::eq(found.target, self.sent_target(head));
+            return Admission::Local {
+                visitor: Visitor { caller: found.caller, by_hand: found.by_hand, now },
+                head: rewritten.then(|| with_target(self.bytes, found.target)),
+            };
         }
         let envelope = Box::new(Envelope {
             key: found.caller.key(),

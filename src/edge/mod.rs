@@ -139,8 +139,13 @@ impl FrontDoor {
                     drop(buffer);
                     return websocket::serve(&self.gateway, stream, envelope, handshake).await;
                 }
-                Admission::Local => {
-                    return local::serve(self.admin.clone(), stream, buffer, peer).await;
+                Admission::Local { visitor, head } => {
+                    if let Some(mut head) = head {
+                        head.extend_from_slice(&buffer[length..]);
+                        buffer = head;
+                    }
+                    let router = self.admin.clone().layer(axum::Extension(visitor));
+                    return local::serve(router, stream, buffer, peer).await;
                 }
                 Admission::Redirect { location } => {
                     let _ = buffer.split_to(length);

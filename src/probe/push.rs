@@ -45,7 +45,10 @@ pub(super) async fn listen_for_ever(fleet: Arc<Fleet>, id: BackendId, prober: Ar
                 pause = FIRST_PAUSE;
                 let down = standing.wait_for(|s| s.removed || s.health == Health::Down);
                 tokio::select! {
-                    () = listen(socket, &backend, &fleet) => backend.live.poke.notify_one(),
+                    () = listen(socket, &backend, &fleet) => {
+                        backend.live.broke();
+                        backend.live.poke.notify_one();
+                    }
                     _ = down => {}
                 }
             }
@@ -85,6 +88,7 @@ async fn listen(mut socket: Socket, backend: &Backend, fleet: &Fleet) {
         {
             backend.live.depth.pushed(remaining, now);
             backend.live.saw_depth(remaining, now);
+            backend.live.moved.notify_one();
             fleet.touch();
         }
     }

@@ -30,6 +30,7 @@ use crate::admin::{Admin, Caller};
 use crate::backend::Wanted;
 use crate::config::Strategy;
 use crate::rejection::{Kind, Rejection};
+use crate::tasks::cancel::cancel as cancel_task;
 
 type Fields = Result<Form<HashMap<String, String>>, FormRejection>;
 
@@ -52,7 +53,9 @@ impl Sent {
 
     fn answer(&self, done: Result<(), Rejection>) -> Response {
         match done {
-            Ok(()) if self.script => Json(json!({"message": Word::Done.say(self.lang)})).into_response(),
+            Ok(()) if self.script => {
+                Json(json!({"message": Word::Done.say(self.lang)})).into_response()
+            }
             Ok(()) => Redirect::to("/").into_response(),
             Err(refusal) => refused(refusal, self.script, self.lang),
         }
@@ -97,7 +100,7 @@ fn same(shown: &str, csrf: &str) -> bool {
 }
 
 /// `POST /dashboard/backend`.
-pub async fn backend(
+pub(super) async fn backend(
     State(admin): State<Arc<Admin>>,
     Extension(access): Extension<Access>,
     caller: Caller,
@@ -126,7 +129,7 @@ async fn change(admin: &Admin, caller: &Caller, sent: &Sent) -> Result<(), Rejec
 }
 
 /// `POST /dashboard/add`.
-pub async fn add(
+pub(super) async fn add(
     State(admin): State<Arc<Admin>>,
     Extension(access): Extension<Access>,
     caller: Caller,
@@ -163,7 +166,7 @@ fn words(sent: &Sent) -> Value {
 }
 
 /// `POST /dashboard/strategy`.
-pub async fn strategy(
+pub(super) async fn strategy(
     State(admin): State<Arc<Admin>>,
     Extension(access): Extension<Access>,
     caller: Caller,
@@ -182,7 +185,7 @@ pub async fn strategy(
 }
 
 /// `POST /dashboard/check`.
-pub async fn check(
+pub(super) async fn check(
     State(admin): State<Arc<Admin>>,
     Extension(access): Extension<Access>,
     headers: HeaderMap,
@@ -198,10 +201,9 @@ pub async fn check(
 }
 
 /// `POST /dashboard/cancel`.
-pub async fn cancel(
+pub(super) async fn cancel(
     State(admin): State<Arc<Admin>>,
     Extension(access): Extension<Access>,
-    caller: Caller,
     headers: HeaderMap,
     fields: Fields,
 ) -> Response {
@@ -210,7 +212,7 @@ pub async fn cancel(
         Err(refusal) => return refusal,
     };
     let done = match sent.needed("task") {
-        Ok(task) => admin.cancel_task(task, &caller.actor()).await,
+        Ok(task) => cancel_task(&admin.gateway, task).await.map(drop),
         Err(missing) => Err(missing),
     };
     sent.answer(done)
@@ -248,8 +250,12 @@ mod tests {
     #[test]
     fn empty_fields_are_left_to_their_defaults_and_odd_ones_to_the_check() {
         let fields = form(&[
-            ("csrf", ""), ("name", " a "), ("url", "http://b:1"), ("weight", ""),
-            ("max_queue", "x"), ("task_types", "video, ，image"),
+            ("csrf", ""),
+            ("name", " a "),
+            ("url", "http://b:1"),
+            ("weight", ""),
+            ("max_queue", "x"),
+            ("task_types", "video, ，image"),
         ]);
         let Ok(sent) = sent(&Access::Token, &HeaderMap::new(), fields) else { panic!("counts") };
         assert_eq!(

@@ -33,27 +33,27 @@ fn asset(name: &str, extension: &str, kind: &'static str, content: &'static str)
 }
 
 /// The script's path.
-pub fn script() -> &'static str {
+pub(super) fn script() -> &'static str {
     &ASSETS[0].path
 }
 
 /// The stylesheet's path.
-pub fn style() -> &'static str {
+pub(super) fn style() -> &'static str {
     &ASSETS[1].path
 }
 
 /// The icon's path.
-pub fn icon() -> &'static str {
+pub(super) fn icon() -> &'static str {
     &ASSETS[2].path
 }
 
 /// The icon within the page.
-pub fn mark() -> Markup {
+pub(super) fn mark() -> Markup {
     PreEscaped(ICON.to_owned())
 }
 
 /// `GET /assets/{file}`.
-pub async fn serve(Path(file): Path<String>) -> Response {
+pub(super) async fn serve(Path(file): Path<String>) -> Response {
     let found = ASSETS.iter().find(|asset| asset.path.strip_prefix("/assets/") == Some(&file));
     let Some(asset) = found else { return StatusCode::NOT_FOUND.into_response() };
     let headers = [

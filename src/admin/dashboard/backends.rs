@@ -7,7 +7,7 @@ use super::shown::{self, Backend};
 use super::words::Word;
 
 /// The section.
-pub fn section(backends: &[Backend], ctx: Ctx<'_>) -> Markup {
+pub(super) fn section(backends: &[Backend], ctx: Ctx<'_>) -> Markup {
     html! {
         section aria-labelledby="backends" {
             h2 id="backends" tabindex="-1" { (ctx.say(Word::Backends)) }
@@ -89,7 +89,8 @@ fn cell(label: Word, field: &str, value: &str, ctx: Ctx<'_>) -> Markup {
 fn memory(backend: &Backend, ctx: Ctx<'_>) -> Markup {
     let memory = shown::memory(&backend.devices);
     let (used, total) = memory.unwrap_or((0.0, 1.0));
-    let text = memory.map_or_else(|| "–".to_owned(), |(used, total)| format!("{used:.1} / {total:.1} GiB"));
+    let text = memory
+        .map_or_else(|| "–".to_owned(), |(used, total)| format!("{used:.1} / {total:.1} GiB"));
     html! {
         td.number role="cell" data-label=(ctx.say(Word::Memory)) {
             span data-f="memory" { (text) }
@@ -207,7 +208,8 @@ mod tests {
 
     #[test]
     fn memory_is_shown_when_a_device_tells_it() {
-        let device = shown::Device { vram_total: 24.0 * 1_073_741_824.0, vram_free: 1_073_741_824.0 };
+        let device =
+            shown::Device { vram_total: 24.0 * 1_073_741_824.0, vram_free: 1_073_741_824.0 };
         let backend = Backend { devices: vec![device], ..Backend::default() };
         let ctx = Ctx { lang: Lang::En, csrf: "" };
         assert!(row(&backend, ctx).into_string().contains("23.0 / 24.0 GiB"));

@@ -18,7 +18,7 @@ const HEIGHT: f64 = 200.0;
 
 /// A line: a value, or none, for each place from an hour ago until now.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Line {
+pub(super) struct Line {
     name: String,
     values: Vec<Option<f64>>,
 }
@@ -34,10 +34,9 @@ impl Line {
 }
 
 /// The three charts.
-pub fn all(samples: &[Sample], now: Moment, lang: Lang) -> Markup {
-    let pulse = |name: Word, value: fn(&Sample) -> Option<f64>| {
-        line(name.say(lang), samples, now, value)
-    };
+pub(super) fn all(samples: &[Sample], now: Moment, lang: Lang) -> Markup {
+    let pulse =
+        |name: Word, value: fn(&Sample) -> Option<f64>| line(name.say(lang), samples, now, value);
     let flow = [pulse(Word::FlowChart, |sample| sample.pulse.finished_per_minute)];
     let waits = [
         pulse(Word::Median, |sample| sample.pulse.wait_p50),

@@ -22,7 +22,7 @@ use crate::clock::Moment;
 const PENALTY: Duration = Duration::from_millis(500);
 
 /// `GET /login`.
-pub async fn form(
+pub(super) async fn form(
     State(admin): State<Arc<Admin>>,
     Query(ask): Query<Ask>,
     headers: HeaderMap,
@@ -36,12 +36,12 @@ pub async fn form(
 
 /// What the form sends.
 #[derive(Deserialize)]
-pub struct Words {
+pub(super) struct Words {
     token: String,
 }
 
 /// `POST /login`.
-pub async fn log_in(
+pub(super) async fn log_in(
     State(admin): State<Arc<Admin>>,
     headers: HeaderMap,
     Form(words): Form<Words>,
@@ -62,7 +62,7 @@ pub async fn log_in(
 }
 
 /// `POST /dashboard/logout`; the guard has let the login in.
-pub async fn log_out(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
+pub(super) async fn log_out(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
     admin.logins.close(&headers);
     let cookie = cookie("", Duration::ZERO, is_tls(&headers));
     ([(header::SET_COOKIE, cookie)], Redirect::to("/login")).into_response()

@@ -5,37 +5,37 @@ use maud::{DOCTYPE, Markup, html};
 
 use super::words::{Lang, Word, for_script};
 use super::{assets, backends, charts, shown, tasks};
+use crate::admin::Admin;
+use crate::admin::guard::Access;
 use crate::admin::history::Pulse;
 use crate::admin::journal::Change;
-use crate::admin::guard::Access;
 use crate::admin::views::{Backends, Stats};
-use crate::admin::Admin;
 use crate::clock::Moment;
 use crate::config::Strategy;
 
 /// What every part of the page needs.
 #[derive(Clone, Copy)]
-pub struct Ctx<'a> {
+pub(super) struct Ctx<'a> {
     /// The language.
-    pub lang: Lang,
+    pub(super) lang: Lang,
     /// What forms must carry.
-    pub csrf: &'a str,
+    pub(super) csrf: &'a str,
 }
 
 impl Ctx<'_> {
     /// A word in the page's language.
-    pub fn say(&self, word: Word) -> &'static str {
+    pub(super) fn say(&self, word: Word) -> &'static str {
         word.say(self.lang)
     }
 
     /// The hidden field of a form.
-    pub fn token(&self) -> Markup {
+    pub(super) fn token(&self) -> Markup {
         html! { input type="hidden" name="csrf" value=(self.csrf); }
     }
 }
 
 /// A whole document around a body.
-pub fn document(lang: Lang, body: &Markup) -> Markup {
+pub(super) fn document(lang: Lang, body: &Markup) -> Markup {
     html! {
         (DOCTYPE)
         html lang=(lang.html()) {
@@ -54,7 +54,12 @@ pub fn document(lang: Lang, body: &Markup) -> Markup {
 }
 
 /// The dashboard.
-pub fn dashboard(admin: &Admin, access: &Access, ctx: Ctx<'_>, filter: Option<&str>) -> Markup {
+pub(super) fn dashboard(
+    admin: &Admin,
+    access: &Access,
+    ctx: Ctx<'_>,
+    filter: Option<&str>,
+) -> Markup {
     let stats: shown::Stats = shown::read(&Stats::of(&admin.gateway));
     let body = html! {
         body data-words=(for_script(ctx.lang)) data-lang=(ctx.lang.tag()) {
@@ -94,7 +99,7 @@ fn top(access: &Access, ctx: Ctx<'_>) -> Markup {
 }
 
 /// The switch of languages.
-pub fn languages(current: Lang) -> Markup {
+pub(super) fn languages(current: Lang) -> Markup {
     html! {
         @for lang in Lang::ALL {
             a href={ "?lang=" (lang.tag()) } lang=(lang.html()) hreflang=(lang.html())
@@ -178,9 +183,7 @@ fn events(changes: &[Change], ctx: Ctx<'_>) -> Markup {
 }
 
 fn event(change: &Change, ctx: Ctx<'_>) -> Markup {
-    let state = |state: Option<&str>, none: Word| {
-        ctx.say(state.map_or(none, Word::of_state))
-    };
+    let state = |state: Option<&str>, none: Word| ctx.say(state.map_or(none, Word::of_state));
     html! {
         tr {
             td { (time(change.at)) }
@@ -197,12 +200,12 @@ fn event(change: &Change, ctx: Ctx<'_>) -> Markup {
 }
 
 /// A time in UTC, which the script shows in the reader's own zone.
-pub fn time(at: jiff::Timestamp) -> Markup {
+pub(super) fn time(at: jiff::Timestamp) -> Markup {
     html! { time datetime=(format!("{at:.3}")) { (at.strftime("%H:%M:%S UTC").to_string()) } }
 }
 
 /// A short page with one message.
-pub fn message(lang: Lang, title: &str, text: &str, details: &str) -> Markup {
+pub(super) fn message(lang: Lang, title: &str, text: &str, details: &str) -> Markup {
     let body = html! {
         body.narrow {
             main {

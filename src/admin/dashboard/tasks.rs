@@ -6,16 +6,16 @@ use super::page::{Ctx, time};
 use super::shown::{self, Task};
 use super::words::Word;
 use crate::admin::Admin;
+use crate::tasks::TaskState;
 
 /// Tasks shown at most.
-pub const SHOWN: usize = 50;
-/// What the filter offers.
-pub const STATES: [&str; 5] = ["queued", "running", "completed", "failed", "cancelled"];
+pub(super) const SHOWN: usize = 50;
 
 /// The section.
-pub fn section(admin: &Admin, filter: Option<&str>, ctx: Ctx<'_>) -> Markup {
-    let filter = filter.filter(|state| STATES.contains(state));
-    let Some(tasks) = admin.newest_tasks(filter, SHOWN) else { return html! {} };
+pub(super) fn section(admin: &Admin, filter: Option<&str>, ctx: Ctx<'_>) -> Markup {
+    let state = filter.and_then(TaskState::named);
+    let (tasks, _) = admin.gateway.tasks.list(state, SHOWN, 0);
+    let tasks: Vec<Task> = tasks.iter().map(shown::read).collect();
     html! {
         section aria-labelledby="tasks-title" {
             div.heading {
@@ -24,9 +24,9 @@ pub fn section(admin: &Admin, filter: Option<&str>, ctx: Ctx<'_>) -> Markup {
                     label for="filter" { (ctx.say(Word::Filter)) }
                     select id="filter" name="state" {
                         option value="" { (ctx.say(Word::All)) }
-                        @for state in STATES {
-                            option value=(state) selected[filter == Some(state)] {
-                                (ctx.say(Word::of_state(state)))
+                        @for offered in TaskState::ALL {
+                            option value=(offered.name()) selected[state == Some(offered)] {
+                                (ctx.say(Word::of_state(offered.name())))
                             }
                         }
                     }

@@ -5,11 +5,11 @@ use http::{HeaderMap, header};
 use crate::admin::logins::cookie;
 
 /// Remembers the language that somebody chose.
-pub const COOKIE: &str = "comfygate_lang";
+pub(super) const COOKIE: &str = "comfygate_lang";
 
 /// A language.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lang {
+pub(super) enum Lang {
     /// English.
     En,
     /// Chinese, simplified.
@@ -18,10 +18,10 @@ pub enum Lang {
 
 impl Lang {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::En, Self::Zh];
+    pub(super) const ALL: [Self; 2] = [Self::En, Self::Zh];
 
     /// Its tag, as in `?lang=`.
-    pub fn tag(self) -> &'static str {
+    pub(super) fn tag(self) -> &'static str {
         match self {
             Self::En => "en",
             Self::Zh => "zh",
@@ -29,7 +29,7 @@ impl Lang {
     }
 
     /// Its tag for the page, from which browsers choose glyphs.
-    pub fn html(self) -> &'static str {
+    pub(super) fn html(self) -> &'static str {
         match self {
             Self::En => "en",
             Self::Zh => "zh-Hans",
@@ -37,7 +37,7 @@ impl Lang {
     }
 
     /// Its own name.
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::En => "English",
             Self::Zh => "中文",
@@ -45,13 +45,13 @@ impl Lang {
     }
 
     /// The language of a tag such as `zh-CN`.
-    pub fn of_tag(tag: &str) -> Option<Self> {
+    pub(super) fn of_tag(tag: &str) -> Option<Self> {
         let primary = tag.split('-').next()?.trim();
         Self::ALL.into_iter().find(|lang| lang.tag().eq_ignore_ascii_case(primary))
     }
 
     /// The language of a request: chosen now, chosen before, what the browser prefers, English.
-    pub fn of(chosen: Option<&str>, headers: &HeaderMap) -> Self {
+    pub(super) fn of(chosen: Option<&str>, headers: &HeaderMap) -> Self {
         let kept = || cookie(headers, COOKIE).and_then(Self::of_tag);
         let preferred = || {
             let line = headers.get(header::ACCEPT_LANGUAGE)?.to_str().ok()?;
@@ -81,19 +81,19 @@ macro_rules! words {
         /// Something the dashboard says.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[expect(missing_docs, reason = "the table is the documentation")]
-        pub enum Word { $($word),* }
+        pub(super) enum Word { $($word),* }
 
         impl Word {
             /// All of them.
-            pub const ALL: &'static [Self] = &[$(Self::$word),*];
+            pub(super) const ALL: &'static [Self] = &[$(Self::$word),*];
 
             /// Its name, by which the script asks for it.
-            pub fn key(self) -> &'static str {
+            pub(super) fn key(self) -> &'static str {
                 match self { $(Self::$word => stringify!($word)),* }
             }
 
             /// How a language says it.
-            pub fn say(self, lang: Lang) -> &'static str {
+            pub(super) fn say(self, lang: Lang) -> &'static str {
                 match (self, lang) {
                     $((Self::$word, Lang::En) => $en, (Self::$word, Lang::Zh) => $zh),*
                 }
@@ -210,7 +210,7 @@ words! {
 
 impl Word {
     /// The word for a state of a backend or a task, as the API names it.
-    pub fn of_state(state: &str) -> Self {
+    pub(super) fn of_state(state: &str) -> Self {
         match state {
             "up" => Self::StateUp,
             "down" => Self::StateDown,
@@ -229,7 +229,7 @@ impl Word {
 }
 
 /// The words that the script says itself, as JSON.
-pub fn for_script(lang: Lang) -> String {
+pub(super) fn for_script(lang: Lang) -> String {
     let words = Word::ALL.iter().map(|word| (word.key().to_owned(), word.say(lang).into()));
     serde_json::Value::Object(words.collect()).to_string()
 }
@@ -281,10 +281,8 @@ mod tests {
         ] {
             assert_eq!(Lang::of(None, &accept(line)), lang, "{line}");
         }
-        let kept = headers(&[
-            (header::ACCEPT_LANGUAGE, "en"),
-            (header::COOKIE, "x=y; comfygate_lang=zh"),
-        ]);
+        let kept =
+            headers(&[(header::ACCEPT_LANGUAGE, "en"), (header::COOKIE, "x=y; comfygate_lang=zh")]);
         assert_eq!(Lang::of(None, &kept), Lang::Zh);
         assert_eq!(Lang::of(Some("en"), &kept), Lang::En);
         assert_eq!(Lang::of(Some("xx"), &kept), Lang::Zh);

@@ -1,0 +1,132 @@
+//! `/lb/tasks`: the list of tasks, one of them, and its cancellation.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::extract::{Path, Query, State};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+
+use crate::gateway::Gateway;
+use crate::rejection::{Kind, Rejection};
+use crate::tasks::cancel::{cancel, unknown};
+use crate::tasks::{TaskState, TaskView};
+
+/// Tasks in a reply when no limit is given.
+const DEFAULT_LIMIT: usize = 100;
+const MAX_LIMIT: usize = 1000;
+
+/// The endpoints.
+pub(super) fn routes() -> Router<Arc<Gateway>> {
+    Router::new().route("/lb/tasks", get(list)).route("/lb/tasks/{id}", get(one).delete(remove))
+}
+
+#[derive(Debug, Serialize)]
+struct Page {
+    tasks: Vec<TaskView>,
+    total: usize,
+    limit: usize,
+    offset: usize,
+}
+
+/// Which tasks are asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    state: Option<TaskState>,
+    limit: usize,
+    offset: usize,
+}
+
+impl Wanted {
+    fn of(query: &HashMap<String, String>) -> Result<Self, Rejection> {
+        let given = |name: &str| query.get(name).map(|text| text.trim()).filter(|t| !t.is_empty());
+        let state = given("state").map(|name| {
+            TaskState::named(name).ok_or_else(|| {
+                let names = TaskState::ALL.map(TaskState::name).join(", ");
+                invalid("state", name, &format!("use one of {names}, or leave it out"))
+            })
+        });
+        let limit = given("limit").map(|text| {
+            let limit = text.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+            limit.ok_or_else(|| invalid("limit", text, "use a whole number from 1 to 1000"))
+        });
+        let offset = given("offset").map(|text| {
+            text.parse().map_err(|_| invalid("offset", text, "use a whole number from 0"))
+        });
+        Ok(Self {
+            state: state.transpose()?,
+            limit: limit.transpose()?.unwrap_or(DEFAULT_LIMIT),
+            offset: offset.transpose()?.unwrap_or(0),
+        })
+    }
+}
+
+fn invalid(name: &str, value: &str, cure: &str) -> Rejection {
+    let shown: String = value.chars().take(80).collect();
+    Rejection::new(Kind::InvalidValue, format!("{name} is {shown:?}")).cure(cure)
+}
+
+async fn list(
+    State(gateway): State<Arc<Gateway>>,
+    query: Result<Query<HashMap<String, String>>, axum::extract::rejection::QueryRejection>,
+) -> Result<Json<Page>, Rejection> {
+    let Query(query) = query.map_err(|error| {
+        Rejection::new(Kind::InvalidValue, error.body_text())
+            .cure("the query takes state, limit and offset")
+    })?;
+    let Wanted { state, limit, offset } = Wanted::of(&query)?;
+    let (tasks, total) = gateway.tasks.list(state, limit, offset);
+    Ok(Json(Page { tasks, total, limit, offset }))
+}
+
+async fn one(
+    State(gateway): State<Arc<Gateway>>,
+    Path(id): Path<String>,
+) -> Result<Json<TaskView>, Rejection> {
+    gateway.tasks.get(&id).map(|(_, task)| Json(task)).ok_or_else(unknown)
+}
+
+async fn remove(
+    State(gateway): State<Arc<Gateway>>,
+    Path(id): Path<String>,
+) -> Result<Json<TaskView>, Rejection> {
+    cancel(&gateway, &id).await.map(Json)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(pairs: &[(&str, &str)]) -> Result<Wanted, Rejection> {
+        let owned = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Wanted::of(&owned.collect())
+    }
+
+    #[test]
+    fn nothing_asked_is_the_first_hundred() {
+        let all = Wanted { state: None, limit: 100, offset: 0 };
+        assert_eq!(wanted(&[]), Ok(all));
+        let some = Wanted { state: Some(TaskState::Failed), limit: 7, offset: 14 };
+        assert_eq!(wanted(&[("state", "failed"), ("limit", "7"), ("offset", "14")]), Ok(some));
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_its_cure() {
+        for (name, value) in [
+            ("state", "done"),
+            ("limit", "0"),
+            ("limit", "1001"),
+            ("limit", "-1"),
+            ("limit", "x"),
+            ("offset", "-1"),
+            ("offset", "1.5"),
+            ("offset", "99999999999999999999999"),
+        ] {
+            let refused = wanted(&[(name, value)]).unwrap_err();
+            assert_eq!(refused.kind, Kind::InvalidValue);
+            assert!(refused.message.contains(name) && refused.message.contains(value));
+            assert!(!refused.details.is_empty());
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Tasks: prompts as users see them, from the backend's word that it took one to its end.
+//!
+//! In sticky mode the gateway does not queue prompts, it sees them pass. [`intake`] reads a POST's
+//! body and reply as they go by; [`follow`] watches the queues of backends that hold prompts of
+//! ours and asks their history how those ended; [`cancel`] takes one back. What they learn goes
+//! into the [`Ledger`], a pure state machine, and from it into [`rates`] (seconds per prompt by
+//! [`kind`]) and [`line`] (when a prompt will have ended).
+//!
+//! [`Tasks`] is the ledger as the gateway shares it: one lock, never held over an await. Who wants
+//! to hear of changes either [subscribes](Tasks::subscribe), and may miss some when it is slow, or
+//! is the one [observer](Tasks::observe), which misses none and must be quick.
+//!
+//! Bounded: the newest 10,000 tasks, open ones evicted last. Gone after a restart; what was learnt
+//! of the backends is kept.
+
+pub mod asking;
+pub mod cancel;
+pub mod follow;
+pub mod intake;
+pub mod kind;
+pub mod ledger;
+pub mod line;
+pub mod rates;
+pub mod task;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::broadcast;
+
+use crate::backend::{Backend, BackendId};
+use crate::clock::Moment;
+use crate::comfy::history::Entry;
+use crate::comfy::queue_items::QueueItems;
+use crate::fleet::{Fleet, View};
+use crate::identity::ClientKey;
+use asking::Asker;
+use intake::Room;
+use kind::Kind;
+pub use ledger::{ClientStanding, Counts, Ledger, Mark, TaskChange};
+use line::Outlook;
+pub use rates::{Mean, Record};
+pub use task::{Accepted, Now, TaskState, TaskView};
+
+/// Tasks that are kept.
+pub const MAX_TASKS: usize = 10_000;
+/// Changes that a slow subscriber may fall behind.
+const BACKLOG: usize = 1024;
+
+/// A task has changed its state.
+#[derive(Debug, Clone, Serialize)]
+pub struct TaskEvent {
+    /// The task as it is now.
+    pub task: TaskView,
+}
+
+type Observer = Box<dyn Fn(&TaskChange) + Send + Sync>;
+
+/// The tasks of a gateway.
+pub struct Tasks {
+    ledger: Mutex<Ledger>,
+    events: broadcast::Sender<TaskEvent>,
+    observer: OnceLock<Observer>,
+    asker: Asker,
+    room: Room,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self {
+            ledger: Mutex::new(Ledger::new(MAX_TASKS)),
+            events: broadcast::Sender::new(BACKLOG),
+            observer: OnceLock::new(),
+            asker: Asker::default(),
+            room: Room::default(),
+        }
+    }
+}
+
+impl Tasks {
+    /// Hears of every change of state; one that lags by 1,024 misses some.
+    pub fn subscribe(&self) -> broadcast::Receiver<TaskEvent> {
+        self.events.subscribe()
+    }
+
+    /// Has every change of state counted by `observer`, which is called in order, must be quick
+    /// and must not call back. Only the first one is taken.
+    pub fn observe(&self, observer: impl Fn(&TaskChange) + Send + Sync + 'static) {
+        let _ = self.observer.set(Box::new(observer));
+    }
+
+    /// A backend has accepted a prompt.
+    pub fn accepted(&self, accepted: Accepted) {
+        self.change(|ledger, now| ledger.accepted(accepted, now));
+    }
+
+    /// It has been found out what kind of prompt a task is.
+    pub fn set_kind(&self, backend: BackendId, id: &str, kind: Kind) {
+        self.ledger.lock().set_kind(backend, id, kind);
+    }
+
+    /// To be taken before a backend's queue is asked for.
+    pub fn mark(&self, backend: &Backend) -> Mark {
+        let breaks = backend.live.breaks();
+        self.ledger.lock().mark(breaks)
+    }
+
+    /// Takes a backend's queue; returns the ids whose end is to be looked up.
+    pub fn saw_queue(&self, backend: BackendId, items: &QueueItems, mark: Mark) -> Vec<Arc<str>> {
+        self.change(|ledger, now| ledger.saw_queue(backend, items, mark, now))
+    }
+
+    /// Takes what a backend's history says of a prompt that is no longer in its queue.
+    pub fn outcome(&self, backend: BackendId, id: &str, entry: Entry, mark: Mark) {
+        self.change(|ledger, now| ledger.outcome(backend, id, entry, mark, now));
+    }
+
+    /// A backend is gone for good, and what it had not finished with it.
+    pub fn backend_lost(&self, backend: BackendId, why: &str) {
+        self.change(|ledger, now| ledger.backend_lost(backend, why, now));
+    }
+
+    /// Somebody asked to cancel a task.
+    pub fn cancelling(&self, backend: BackendId, id: &str) {
+        self.ledger.lock().cancelling(backend, id);
+    }
+
+    /// A task and where it is.
+    pub fn get(&self, id: &str) -> Option<(BackendId, TaskView)> {
+        self.ledger.lock().get(id, Now::read())
+    }
+
+    /// How a task stands.
+    pub fn state_of(&self, backend: BackendId, id: &str) -> Option<TaskState> {
+        self.ledger.lock().state_of(backend, id)
+    }
+
+    /// A page of tasks, the newest first, and how many there are in all.
+    pub fn list(
+        &self,
+        state: Option<TaskState>,
+        limit: usize,
+        offset: usize,
+    ) -> (Vec<TaskView>, usize) {
+        self.ledger.lock().list(state, limit, offset, Now::read())
+    }
+
+    /// How many tasks are in each state: open ones now, ended ones since the start.
+    pub fn counts(&self) -> Counts {
+        self.ledger.lock().counts()
+    }
+
+    /// Open tasks of a client.
+    pub fn open_of(&self, key: ClientKey) -> usize {
+        self.ledger.lock().open_of(key)
+    }
+
+    /// When the last task of a client ended, as far as is remembered.
+    pub fn last_end_of(&self, key: ClientKey) -> Option<Moment> {
+        self.ledger.lock().last_end_of(key)
+    }
+
+    /// Open tasks of a backend.
+    pub fn open_on(&self, backend: BackendId) -> usize {
+        self.ledger.lock().open_on(backend)
+    }
+
+    /// Where a client stands.
+    pub fn standing_of(&self, key: ClientKey) -> ClientStanding {
+        self.ledger.lock().standing_of(key, Now::read())
+    }
+
+    /// Seconds per prompt of a backend.
+    pub fn mean(&self, backend: BackendId) -> Option<Mean> {
+        self.ledger.lock().rates.mean(backend)
+    }
+
+    /// See [`Rates::success_rate`](rates::Rates::success_rate).
+    pub fn success_rate(&self, backend: BackendId, calls: u64, failures: u64) -> f64 {
+        self.ledger.lock().rates.success_rate(backend, calls, failures)
+    }
+
+    /// What was learnt of the fleet's backends, to be kept.
+    pub fn records(&self, view: &View) -> BTreeMap<String, Record> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let ledger = self.ledger.lock();
+        let record = |backend: &Arc<Backend>| {
+            let live = &backend.live;
+            let (calls, failures) = (live.calls.load(Relaxed), live.failures.load(Relaxed));
+            let record =
+                ledger.rates.record(backend.id, calls, failures, live.response_seconds())?;
+            Some((backend.name().to_owned(), record))
+        };
+        view.backends.iter().filter_map(record).collect()
+    }
+
+    /// Puts back what an earlier process learnt.
+    pub fn restore(&self, fleet: &Fleet, records: &BTreeMap<String, Record>) {
+        for (name, record) in records {
+            let id = fleet.id_of(name);
+            let mut ledger = self.ledger.lock();
+            ledger.rates.restore(id, record);
+            let mean = ledger.rates.mean(id);
+            drop(ledger);
+            if let Some(backend) = fleet.view().get(id) {
+                backend.live.teach(mean.map(|mean| mean.seconds));
+                backend.live.set_response_seconds(record.response_seconds);
+            }
+        }
+    }
+
+    fn outlook(&self, backend: BackendId) -> (Option<Outlook>, Option<Mean>) {
+        let ledger = self.ledger.lock();
+        (ledger.outlook(backend), ledger.rates.mean(backend))
+    }
+
+    /// Changes the ledger and tells of it, in order.
+    fn change<T>(&self, change: impl FnOnce(&mut Ledger, Now) -> T) -> T {
+        let mut ledger = self.ledger.lock();
+        let result = change(&mut ledger, Now::read());
+        for (change, task) in ledger.take_changes() {
+            if let Some(observer) = self.observer.get() {
+                observer(&change);
+            }
+            let _ = self.events.send(TaskEvent { task });
+        }
+        result
+    }
+}
