@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -69,7 +70,7 @@ fn invalid(name: &str, value: &str, cure: &str) -> Rejection {
 
 async fn list(
     State(gateway): State<Arc<Gateway>>,
-    query: Result<Query<HashMap<String, String>>, axum::extract::rejection::QueryRejection>,
+    query: Result<Query<HashMap<String, String>>, QueryRejection>,
 ) -> Result<Json<Page>, Rejection> {
     let Query(query) = query.map_err(|error| {
         Rejection::new(Kind::InvalidValue, error.body_text())
@@ -80,17 +81,16 @@ async fn list(
     Ok(Json(Page { tasks, total, limit, offset }))
 }
 
-async fn one(
-    State(gateway): State<Arc<Gateway>>,
-    Path(id): Path<String>,
-) -> Result<Json<TaskView>, Rejection> {
+/// An id that cannot be read is nobody's.
+type Id = Result<Path<String>, PathRejection>;
+
+async fn one(State(gateway): State<Arc<Gateway>>, id: Id) -> Result<Json<TaskView>, Rejection> {
+    let Path(id) = id.map_err(|_| unknown())?;
     gateway.tasks.get(&id).map(|(_, task)| Json(task)).ok_or_else(unknown)
 }
 
-async fn remove(
-    State(gateway): State<Arc<Gateway>>,
-    Path(id): Path<String>,
-) -> Result<Json<TaskView>, Rejection> {
+async fn remove(State(gateway): State<Arc<Gateway>>, id: Id) -> Result<Json<TaskView>, Rejection> {
+    let Path(id) = id.map_err(|_| unknown())?;
     cancel(&gateway, &id).await.map(Json)
 }
 

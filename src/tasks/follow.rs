@@ -79,8 +79,9 @@ async fn follow(gateway: Arc<Gateway>, first: Arc<Backend>) {
             live.set_outlook(None);
             tokio::select! {
                 () = live.moved.notified() => {}
-                _ = standing.changed() => continue,
+                _ = standing.changed() => {}
             }
+            continue;
         }
         sleep_until(soonest).await;
         // Its specification may have been replaced since.

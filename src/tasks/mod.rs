@@ -229,3 +229,119 @@ impl Tasks {
         result
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    use super::*;
+    use crate::config::{self, Endpoint};
+    use crate::pace::Learnt;
+
+    fn fleet() -> Fleet {
+        let endpoint =
+            Endpoint { tls: false, host: "127.0.0.1".into(), port: 1, base: String::new() };
+        let spec = config::Backend {
+            name: "gpu".into(),
+            endpoint,
+            weight: 1,
+            max_queue: 10,
+            enabled: true,
+            backup: false,
+            headers: Vec::new(),
+            labels: Vec::new(),
+            task_types: Vec::new(),
+        };
+        let fleet = Fleet::new();
+        fleet.apply(vec![spec], |_| Learnt::default());
+        fleet
+    }
+
+    fn accept(tasks: &Tasks, backend: &Backend, id: &str) {
+        tasks.accepted(Accepted {
+            id: id.into(),
+            key: ClientKey::from_bytes([1; 16]),
+            caller: "10.0.0.1".into(),
+            backend: backend.id,
+            backend_name: backend.name().into(),
+            breaks: 0,
+        });
+    }
+
+    /// Tasks whose backend has run a prompt of kind 1 for 10 s and one of kind 2 for 2 s.
+    fn taught(backend: &Backend) -> Tasks {
+        let tasks = Tasks::default();
+        for (id, hash, seconds) in [("a", 1, 10.0), ("b", 2, 2.0)] {
+            accept(&tasks, backend, id);
+            tasks.set_kind(backend.id, id, Kind { hash, label: "".into() });
+            let entry = Entry::Completed { run_seconds: Some(seconds) };
+            let mark = tasks.mark(backend);
+            tasks.outcome(backend.id, id, entry, mark);
+        }
+        tasks
+    }
+
+    #[test]
+    fn what_was_learnt_predicts_after_a_restart() {
+        let before = fleet();
+        let view = before.view();
+        let tasks = taught(&view.backends[0]);
+        view.backends[0].live.set_response_seconds(0.25);
+        let kept = serde_json::to_string(&tasks.records(&view)).unwrap();
+
+        let after = fleet();
+        let view = after.view();
+        let backend = &view.backends[0];
+        let tasks = Tasks::default();
+        tasks.restore(&after, &serde_json::from_str(&kept).unwrap());
+        assert!((backend.live.learnt().prompt_seconds - 8.4).abs() < 1e-9);
+        assert!((backend.live.response_seconds() - 0.25).abs() < 1e-9);
+        let ledger = tasks.ledger.lock();
+        assert_eq!(ledger.rates.predict(backend.id, Some(2)), Some(2.0));
+    }
+
+    #[test]
+    fn least_wait_sees_the_kinds_that_wait() {
+        let fleet = fleet();
+        let view = fleet.view();
+        let backend = &view.backends[0];
+        let tasks = taught(backend);
+        for id in ["c", "d"] {
+            accept(&tasks, backend, id);
+            tasks.set_kind(backend.id, id, Kind { hash: 2, label: "".into() });
+        }
+        let pending = vec!["c".to_owned(), "d".to_owned()];
+        let items = QueueItems { running: Vec::new(), pending, complete: true };
+        tasks.saw_queue(backend.id, &items, tasks.mark(backend));
+        let (outlook, mean) = tasks.outlook(backend.id);
+        backend.live.set_outlook(outlook);
+        backend.live.teach(mean.map(|mean| mean.seconds));
+        let cost = |prompts| {
+            backend.live.depth.pushed(prompts, Moment::now());
+            backend.candidate(0, std::time::Duration::from_secs(9)).prompt_seconds
+        };
+        assert!((cost(2) - 2.0).abs() < 0.01, "two of the quick kind");
+        // Two strangers more count the mean of 8.4 s each.
+        assert!((cost(4) - (2.0 * 2.0 + 2.0 * 8.4) / 4.0).abs() < 0.01);
+        assert!((cost(0) - 8.4).abs() < 0.01, "the mean, for the next one");
+    }
+
+    #[test]
+    fn observers_miss_nothing_and_subscribers_hear_the_task() {
+        let fleet = fleet();
+        let view = fleet.view();
+        let tasks = Tasks::default();
+        let mut events = tasks.subscribe();
+        let count = Arc::new(AtomicU64::new(0));
+        let counting = Arc::clone(&count);
+        tasks.observe(move |_| {
+            counting.fetch_add(1, Relaxed);
+        });
+        for number in 0..2000 {
+            accept(&tasks, &view.backends[0], &number.to_string());
+        }
+        assert_eq!(count.load(Relaxed), 2000);
+        assert!(matches!(events.try_recv(), Err(broadcast::error::TryRecvError::Lagged(976))));
+        assert_eq!(events.try_recv().unwrap().task.task_id, "976");
+    }
+}

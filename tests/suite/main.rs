@@ -5,4 +5,5 @@ mod conformance;
 mod simulator;
 mod sticky;
 mod support;
+mod tasks;
 mod websocket;

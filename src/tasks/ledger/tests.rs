@@ -9,7 +9,7 @@ const A: BackendId = BackendId(0);
 const B: BackendId = BackendId(1);
 
 fn at(milliseconds: u64) -> Now {
-    let wall = Timestamp::from_millisecond(1_700_000_000_000 + milliseconds as i64).unwrap();
+    let wall = Timestamp::from_millisecond(1_700_000_000_000 + milliseconds.cast_signed()).unwrap();
     Now { moment: Moment(1000 + milliseconds), wall }
 }
 
