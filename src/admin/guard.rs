@@ -13,7 +13,7 @@
 use std::net::IpAddr;
 
 use axum::extract::Request;
-use axum::http::{HeaderMap, Method, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use subtle::ConstantTimeEq;
 
 use super::logins::{Logins, is_token};
@@ -90,7 +90,7 @@ pub fn admit(
     match &access {
         Access::Login { csrf } if is_write(request.method()) => {
             let form = request.uri().path().starts_with(FORMS);
-            let shown = headers.get(CSRF_HEADER).map(|value| value.as_bytes());
+            let shown = headers.get(CSRF_HEADER).map(HeaderValue::as_bytes);
             if !form && !shown.is_some_and(|shown| shown.ct_eq(csrf.as_bytes()).into()) {
                 return Err(forged());
             }
@@ -186,7 +186,7 @@ mod tests {
             ..Default::default()
         });
         let mut config = loaded.unwrap().config;
-        config.admin.token = token.map(|token| Secret::new(token.into()));
+        config.admin.token = token.map(Secret::new);
         config.server.public_names = vec!["admin.example".into()];
         config
     }

@@ -19,8 +19,8 @@ pub const MAX_SERIES: usize = 64;
 
 /// Waits remembered, and for how long they count.
 const MAX_WAITS: usize = 4096;
-const WAITS_COUNT: Duration = Duration::from_secs(600);
-const MINUTE: Duration = Duration::from_secs(60);
+const WAITS_COUNT: Duration = Duration::from_mins(10);
+const MINUTE: Duration = Duration::from_mins(1);
 
 /// One look at the farm.
 #[derive(Debug, Clone, Default)]

@@ -20,7 +20,7 @@ pub const COOKIE: &str = "comfygate_admin";
 /// Logins at once.
 const MAX_LOGINS: usize = 256;
 /// How long a login lasts.
-pub const LIFETIME: Duration = Duration::from_secs(12 * 3600);
+pub const LIFETIME: Duration = Duration::from_hours(12);
 
 type Hash = [u8; 32];
 
@@ -109,12 +109,12 @@ mod tests {
 
     #[test]
     fn a_login_counts_until_it_ends_is_closed_or_the_token_changes() {
-        let (logins, token, now) = (Logins::default(), Secret::new("right".into()), Moment(5));
+        let (logins, token, now) = (Logins::default(), Secret::new("right"), Moment(5));
         let id = logins.open(&token, now);
         assert!(logins.find(&shown(&id), &token, now).is_some());
         assert!(logins.find(&shown("0"), &token, now).is_none());
         assert!(logins.find(&HeaderMap::new(), &token, now).is_none());
-        assert!(logins.find(&shown(&id), &Secret::new("other".into()), now).is_none());
+        assert!(logins.find(&shown(&id), &Secret::new("other"), now).is_none());
         assert!(logins.find(&shown(&id), &token, now.plus(LIFETIME)).is_none());
         logins.close(&shown(&id));
         assert!(logins.find(&shown(&id), &token, now).is_none());
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn the_oldest_login_makes_room() {
-        let (logins, token) = (Logins::default(), Secret::new("right".into()));
+        let (logins, token) = (Logins::default(), Secret::new("right"));
         let first = logins.open(&token, Moment(1));
         let second = logins.open(&token, Moment(2));
         for _ in 0..MAX_LOGINS - 1 {

@@ -253,7 +253,10 @@ mod tests {
             task_types: Vec::new(),
         };
         let fleet = Fleet::new();
-        fleet.apply(vec![spec], |_| Learnt::default());
+        fleet.apply(
+            vec![crate::roster::Member { spec, wanted: crate::backend::Wanted::Enabled }],
+            |_| Learnt::default(),
+        );
         fleet
     }
 

@@ -2,6 +2,7 @@
 
 mod config;
 mod conformance;
+mod dashboard;
 mod simulator;
 mod sticky;
 mod support;

@@ -14,8 +14,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use axum::extract::rejection::FormRejection;
-use axum::extract::{Extension, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::{Form, Json};
@@ -32,13 +31,43 @@ use crate::config::Strategy;
 use crate::rejection::{Kind, Rejection};
 use crate::tasks::cancel::cancel as cancel_task;
 
-type Fields = Result<Form<HashMap<String, String>>, FormRejection>;
-
-/// A form that was checked.
-struct Sent {
+/// A form that was checked: its CSRF token is right.
+pub(super) struct Sent {
     fields: HashMap<String, String>,
     script: bool,
     lang: Lang,
+}
+
+impl<S: Send + Sync> FromRequest<S> for Sent {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        let lang = Lang::of(None, request.headers());
+        let accept = request.headers().get(header::ACCEPT);
+        let script = accept.is_some_and(|accept| accept == "application/json");
+        let access = request.extensions().get::<Access>().cloned();
+        let headers = request.headers().clone();
+        let sent = Form::<HashMap<String, String>>::from_request(request, state).await;
+        let (refusal, script) = match sent {
+            Ok(Form(fields)) if access.is_some_and(|access| is_own(&access, &headers, &fields)) => {
+                return Ok(Self { fields, script, lang });
+            }
+            Ok(_) => (forged(), script),
+            Err(error) => (Rejection::new(Kind::InvalidValue, error.body_text()), script),
+        };
+        Err(refused(&refusal, script, lang))
+    }
+}
+
+/// Whether a form carries the token that its page was given.
+fn is_own(access: &Access, headers: &HeaderMap, fields: &HashMap<String, String>) -> bool {
+    let shown = fields.get("csrf").map_or("", String::as_str);
+    let same = |csrf: &str| !csrf.is_empty() && shown.as_bytes().ct_eq(csrf.as_bytes()).into();
+    match access {
+        Access::Token => true,
+        Access::Login { csrf } => same(csrf),
+        Access::Open => cookie(headers, CSRF_COOKIE).is_some_and(same),
+    }
 }
 
 impl Sent {
@@ -57,60 +86,47 @@ impl Sent {
                 Json(json!({"message": Word::Done.say(self.lang)})).into_response()
             }
             Ok(()) => Redirect::to("/").into_response(),
-            Err(refusal) => refused(refusal, self.script, self.lang),
+            Err(refusal) => refused(&refusal, self.script, self.lang),
         }
+    }
+
+    /// The form's fields as the words of an API call; what is empty is left to its default.
+    fn words(&self) -> Value {
+        let mut words = Map::new();
+        for name in ["name", "url"] {
+            if let Some(text) = self.field(name) {
+                words.insert(name.to_owned(), text.into());
+            }
+        }
+        for name in ["weight", "max_queue"] {
+            if let Some(text) = self.field(name) {
+                let value = text.parse::<u64>().map_or_else(|_| text.into(), Value::from);
+                words.insert(name.to_owned(), value);
+            }
+        }
+        if let Some(types) = self.field("task_types") {
+            let types = types.split([',', '，']).map(str::trim).filter(|kind| !kind.is_empty());
+            words.insert("task_types".to_owned(), types.collect());
+        }
+        Value::Object(words)
     }
 }
 
-fn refused(refusal: Rejection, script: bool, lang: Lang) -> Response {
+fn refused(refusal: &Rejection, script: bool, lang: Lang) -> Response {
     if script {
-        return refusal.into_response();
+        return refusal.clone().into_response();
     }
     let title = Word::Failed.say(lang);
     let page = page::message(lang, title, &refusal.message, &refusal.details);
     (refusal.kind.status(), Html(page)).into_response()
 }
 
-/// Takes a form whose token is right.
-fn sent(access: &Access, headers: &HeaderMap, fields: Fields) -> Result<Sent, Response> {
-    let lang = Lang::of(None, headers);
-    let accept = headers.get(header::ACCEPT);
-    let script = accept.is_some_and(|accept| accept == "application/json");
-    let fields = match fields {
-        Ok(Form(fields)) => fields,
-        Err(error) => {
-            let refusal = Rejection::new(Kind::InvalidValue, error.body_text());
-            return Err(refused(refusal, script, lang));
-        }
-    };
-    let shown = fields.get("csrf").map_or("", String::as_str);
-    let right = match access {
-        Access::Token => true,
-        Access::Login { csrf } => same(shown, csrf),
-        Access::Open => cookie(headers, CSRF_COOKIE).is_some_and(|kept| same(shown, kept)),
-    };
-    if !right {
-        return Err(refused(forged(), script, lang));
-    }
-    Ok(Sent { fields, script, lang })
-}
-
-fn same(shown: &str, csrf: &str) -> bool {
-    !csrf.is_empty() && shown.as_bytes().ct_eq(csrf.as_bytes()).into()
-}
-
 /// `POST /dashboard/backend`.
 pub(super) async fn backend(
     State(admin): State<Arc<Admin>>,
-    Extension(access): Extension<Access>,
     caller: Caller,
-    headers: HeaderMap,
-    fields: Fields,
+    sent: Sent,
 ) -> Response {
-    let sent = match sent(&access, &headers, fields) {
-        Ok(sent) => sent,
-        Err(refusal) => return refusal,
-    };
     let done = change(&admin, &caller, &sent).await;
     sent.answer(done)
 }
@@ -129,88 +145,32 @@ async fn change(admin: &Admin, caller: &Caller, sent: &Sent) -> Result<(), Rejec
 }
 
 /// `POST /dashboard/add`.
-pub(super) async fn add(
-    State(admin): State<Arc<Admin>>,
-    Extension(access): Extension<Access>,
-    caller: Caller,
-    headers: HeaderMap,
-    fields: Fields,
-) -> Response {
-    let sent = match sent(&access, &headers, fields) {
-        Ok(sent) => sent,
-        Err(refusal) => return refusal,
-    };
-    let done = admin.add_backend(words(&sent), &caller.actor()).await;
+pub(super) async fn add(State(admin): State<Arc<Admin>>, caller: Caller, sent: Sent) -> Response {
+    let done = admin.add_backend(sent.words(), &caller.actor()).await;
     sent.answer(done.map(drop))
-}
-
-/// The form's fields as the words of an API call; what is empty is left to its default.
-fn words(sent: &Sent) -> Value {
-    let mut words = Map::new();
-    for name in ["name", "url"] {
-        if let Some(text) = sent.field(name) {
-            words.insert(name.to_owned(), text.into());
-        }
-    }
-    for name in ["weight", "max_queue"] {
-        if let Some(text) = sent.field(name) {
-            let value = text.parse::<u64>().map_or_else(|_| text.into(), Value::from);
-            words.insert(name.to_owned(), value);
-        }
-    }
-    if let Some(types) = sent.field("task_types") {
-        let types = types.split([',', '，']).map(str::trim).filter(|kind| !kind.is_empty());
-        words.insert("task_types".to_owned(), types.collect());
-    }
-    Value::Object(words)
 }
 
 /// `POST /dashboard/strategy`.
 pub(super) async fn strategy(
     State(admin): State<Arc<Admin>>,
-    Extension(access): Extension<Access>,
     caller: Caller,
-    headers: HeaderMap,
-    fields: Fields,
+    sent: Sent,
 ) -> Response {
-    let sent = match sent(&access, &headers, fields) {
-        Ok(sent) => sent,
-        Err(refusal) => return refusal,
+    let done = match sent.field("strategy").and_then(Strategy::named) {
+        Some(strategy) => admin.operator.set_strategy(strategy, &caller.actor()).await,
+        None => Err(Rejection::new(Kind::InvalidValue, "there is no such strategy")),
     };
-    let Some(strategy) = sent.field("strategy").and_then(Strategy::named) else {
-        return sent.answer(Err(Rejection::new(Kind::InvalidValue, "there is no such strategy")));
-    };
-    let done = admin.operator.set_strategy(strategy, &caller.actor()).await;
     sent.answer(done)
 }
 
 /// `POST /dashboard/check`.
-pub(super) async fn check(
-    State(admin): State<Arc<Admin>>,
-    Extension(access): Extension<Access>,
-    headers: HeaderMap,
-    fields: Fields,
-) -> Response {
-    match sent(&access, &headers, fields) {
-        Ok(sent) => {
-            admin.gateway.prober.check_all().await;
-            sent.answer(Ok(()))
-        }
-        Err(refusal) => refusal,
-    }
+pub(super) async fn check(State(admin): State<Arc<Admin>>, sent: Sent) -> Response {
+    admin.gateway.prober.check_all().await;
+    sent.answer(Ok(()))
 }
 
 /// `POST /dashboard/cancel`.
-pub(super) async fn cancel(
-    State(admin): State<Arc<Admin>>,
-    Extension(access): Extension<Access>,
-    headers: HeaderMap,
-    fields: Fields,
-) -> Response {
-    let sent = match sent(&access, &headers, fields) {
-        Ok(sent) => sent,
-        Err(refusal) => return refusal,
-    };
+pub(super) async fn cancel(State(admin): State<Arc<Admin>>, sent: Sent) -> Response {
     let done = match sent.needed("task") {
         Ok(task) => cancel_task(&admin.gateway, task).await.map(drop),
         Err(missing) => Err(missing),
@@ -222,9 +182,8 @@ pub(super) async fn cancel(
 mod tests {
     use super::*;
 
-    fn form(pairs: &[(&str, &str)]) -> Fields {
-        let pairs = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        Ok(Form(pairs.collect()))
+    fn fields(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
     fn headers(cookie: &str) -> HeaderMap {
@@ -235,31 +194,31 @@ mod tests {
     fn a_form_counts_only_with_its_own_token() {
         let login = Access::Login { csrf: "right".into() };
         let none = HeaderMap::new();
-        assert!(sent(&login, &none, form(&[("csrf", "right")])).is_ok());
-        assert!(sent(&login, &none, form(&[("csrf", "wrong")])).is_err());
-        assert!(sent(&login, &none, form(&[])).is_err());
-        assert!(sent(&Access::Token, &none, form(&[])).is_ok());
+        let (right, wrong) = (fields(&[("csrf", "right")]), fields(&[("csrf", "wrong")]));
+        assert!(is_own(&login, &none, &right));
+        assert!(!is_own(&login, &none, &wrong) && !is_own(&login, &none, &fields(&[])));
+        assert!(is_own(&Access::Token, &none, &fields(&[])));
 
         let kept = headers("comfygate_csrf=right");
-        assert!(sent(&Access::Open, &kept, form(&[("csrf", "right")])).is_ok());
-        assert!(sent(&Access::Open, &kept, form(&[("csrf", "wrong")])).is_err());
-        assert!(sent(&Access::Open, &none, form(&[("csrf", "right")])).is_err());
-        assert!(sent(&Access::Open, &headers("comfygate_csrf="), form(&[("csrf", "")])).is_err());
+        assert!(is_own(&Access::Open, &kept, &right));
+        assert!(!is_own(&Access::Open, &kept, &wrong));
+        assert!(!is_own(&Access::Open, &none, &right));
+        let empty = fields(&[("csrf", "")]);
+        assert!(!is_own(&Access::Open, &headers("comfygate_csrf="), &empty));
     }
 
     #[test]
     fn empty_fields_are_left_to_their_defaults_and_odd_ones_to_the_check() {
-        let fields = form(&[
-            ("csrf", ""),
+        let fields = fields(&[
             ("name", " a "),
             ("url", "http://b:1"),
             ("weight", ""),
             ("max_queue", "x"),
             ("task_types", "video, ，image"),
         ]);
-        let Ok(sent) = sent(&Access::Token, &HeaderMap::new(), fields) else { panic!("counts") };
+        let sent = Sent { fields, script: false, lang: Lang::En };
         assert_eq!(
-            words(&sent),
+            sent.words(),
             json!({"name": "a", "url": "http://b:1", "max_queue": "x",
                 "task_types": ["video", "image"]})
         );

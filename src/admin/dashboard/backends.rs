@@ -157,20 +157,20 @@ fn add_form(ctx: Ctx<'_>) -> Markup {
             summary { (ctx.say(Word::Add)) }
             form method="post" action="/dashboard/add" data-reset="" {
                 (ctx.token())
-                (field(Word::Name, ctx, html! {
+                (field(Word::Name, ctx, &html! {
                     input name="name" required maxlength="128" autocomplete="off" placeholder="comfy-4";
                 }))
-                (field(Word::Address, ctx, html! {
+                (field(Word::Address, ctx, &html! {
                     input name="url" type="url" required maxlength="2000" autocomplete="off"
                         placeholder="http://10.0.0.4:8188";
                 }))
-                (field(Word::Weight, ctx, html! {
+                (field(Word::Weight, ctx, &html! {
                     input name="weight" type="number" min="1" max="100" placeholder="1";
                 }))
-                (field(Word::MaxQueue, ctx, html! {
+                (field(Word::MaxQueue, ctx, &html! {
                     input name="max_queue" type="number" min="1" placeholder="10";
                 }))
-                (field(Word::TaskTypes, ctx, html! {
+                (field(Word::TaskTypes, ctx, &html! {
                     input name="task_types" maxlength="1000" autocomplete="off"
                         title=(ctx.say(Word::TaskTypesHint)) placeholder="video, image";
                 }))
@@ -180,7 +180,7 @@ fn add_form(ctx: Ctx<'_>) -> Markup {
     }
 }
 
-fn field(label: Word, ctx: Ctx<'_>, input: Markup) -> Markup {
+fn field(label: Word, ctx: Ctx<'_>, input: &Markup) -> Markup {
     html! { label { span { (ctx.say(label)) } (input) } }
 }
 

@@ -12,11 +12,13 @@ use crate::clock::Moment;
 
 /// Lines with a colour and a name of their own; the others are grey.
 const COLOURS: usize = 8;
-/// The box. Its width is two units a sample.
-const WIDTH: usize = 2 * LENGTH;
+/// The box.
+const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 200.0;
+/// Samples across: five minutes while the gateway is young, then a quarter of an hour, half, all.
+const SPANS: [usize; 3] = [LENGTH / 12, LENGTH / 4, LENGTH / 2];
 
-/// A line: a value, or none, for each place from an hour ago until now.
+/// A line: a value, or none, for each place from the span's beginning until now.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Line {
     name: String,
@@ -33,52 +35,61 @@ impl Line {
     }
 }
 
+/// The samples and where they stand.
+#[derive(Clone, Copy)]
+struct Samples<'a> {
+    all: &'a [Sample],
+    span: usize,
+    now: Moment,
+}
+
+impl Samples<'_> {
+    fn line(&self, name: &str, value: impl Fn(&Sample) -> Option<f64>) -> Line {
+        let mut values = vec![None; self.span];
+        for sample in self.all {
+            if let Some(place) = self.place(sample.at) {
+                values[place] = value(sample);
+            }
+        }
+        Line { name: name.to_owned(), values }
+    }
+
+    /// Where a sample stands: the newest on the right.
+    fn place(&self, at: Moment) -> Option<usize> {
+        let age = self.now.since(at).as_millis() / SAMPLE_EVERY.as_millis();
+        (self.span - 1).checked_sub(age as usize)
+    }
+}
+
 /// The three charts.
 pub(super) fn all(samples: &[Sample], now: Moment, lang: Lang) -> Markup {
-    let pulse =
-        |name: Word, value: fn(&Sample) -> Option<f64>| line(name.say(lang), samples, now, value);
-    let flow = [pulse(Word::FlowChart, |sample| sample.pulse.finished_per_minute)];
+    let oldest = samples
+        .first()
+        .map_or(0, |sample| (now.since(sample.at).as_millis() / SAMPLE_EVERY.as_millis()) as usize);
+    let span = SPANS.into_iter().find(|span| oldest < *span).unwrap_or(LENGTH);
+    let samples = Samples { all: samples, span, now };
+    let title = Word::FlowChart.say(lang);
+    let flow = [samples.line(title, |sample| sample.pulse.finished_per_minute)];
     let waits = [
-        pulse(Word::Median, |sample| sample.pulse.wait_p50),
-        line("p95", samples, now, |sample| sample.pulse.wait_p95),
+        samples.line(Word::Median.say(lang), |sample| sample.pulse.wait_p50),
+        samples.line("p95", |sample| sample.pulse.wait_p95),
     ];
     html! {
-        (chart(Word::QueueChart, queues(samples, now, lang), lang))
+        (chart(Word::QueueChart, queues(samples, lang), lang))
         (chart(Word::FlowChart, flow.into(), lang))
         (chart(Word::WaitChart, waits.into(), lang))
     }
 }
 
-fn line(
-    name: &str,
-    samples: &[Sample],
-    now: Moment,
-    value: impl Fn(&Sample) -> Option<f64>,
-) -> Line {
-    let mut values = vec![None; LENGTH];
-    for sample in samples {
-        if let Some(place) = place(sample.at, now) {
-            values[place] = value(sample);
-        }
-    }
-    Line { name: name.to_owned(), values }
-}
-
-/// Where a sample stands: the newest on the right.
-fn place(at: Moment, now: Moment) -> Option<usize> {
-    let age = now.since(at).as_millis() / SAMPLE_EVERY.as_millis();
-    (LENGTH - 1).checked_sub(age as usize)
-}
-
 /// A line for each backend that is in the last sample, the busiest first; one for the others.
-fn queues(samples: &[Sample], now: Moment, lang: Lang) -> Vec<Line> {
-    let Some(last) = samples.last() else { return Vec::new() };
+fn queues(samples: Samples<'_>, lang: Lang) -> Vec<Line> {
+    let Some(last) = samples.all.last() else { return Vec::new() };
     let mut lines: Vec<Line> = last
         .queues
         .iter()
         .enumerate()
         .map(|(index, (name, _))| {
-            line(name, samples, now, |sample| {
+            samples.line(name, |sample| {
                 // Most often backends keep their order.
                 let here = sample.queues.get(index).filter(|(at, _)| at == name);
                 let found = here.or_else(|| sample.queues.iter().find(|(at, _)| at == name));
@@ -91,7 +102,7 @@ fn queues(samples: &[Sample], now: Moment, lang: Lang) -> Vec<Line> {
     }
     if last.others.is_some() {
         let others = |sample: &Sample| sample.others.map(f64::from);
-        lines.push(line(Word::Others.say(lang), samples, now, others));
+        lines.push(samples.line(Word::Others.say(lang), others));
     }
     lines
 }
@@ -117,6 +128,9 @@ fn chart(title: Word, lines: Vec<Line>, lang: Lang) -> Markup {
 
 fn drawing(title: &str, lines: &[Line], peak: f64, top: f64, lang: Lang) -> Markup {
     let label = format!("{title}, {}: {}", Word::Peak.say(lang), number(peak));
+    let span = lines.first().map_or(0, |line| line.values.len());
+    let minutes = (span as u64 * SAMPLE_EVERY.as_secs()) as f64 / 60.0;
+    let ago = |minutes: f64| format!("{} {}", number(minutes), Word::MinutesAgo.say(lang));
     html! {
         div.plot {
             div.scale aria-hidden="true" {
@@ -132,8 +146,8 @@ fn drawing(title: &str, lines: &[Line], peak: f64, top: f64, lang: Lang) -> Mark
                 }
             }
             div.span aria-hidden="true" {
-                span { (Word::HourAgo.say(lang)) }
-                span { (Word::HalfHourAgo.say(lang)) }
+                span { (ago(minutes)) }
+                span { (ago(minutes / 2.0)) }
                 span { (Word::Now.say(lang)) }
             }
         }
@@ -168,16 +182,17 @@ fn colour(number: usize) -> String {
 fn path(values: &[Option<f64>], top: f64) -> String {
     let mut path = String::new();
     let mut drawing = false;
+    let step = WIDTH / values.len().saturating_sub(1).max(1) as f64;
     for (place, value) in values.iter().enumerate() {
         let Some(value) = value else {
             drawing = false;
             continue;
         };
-        let x = 2 * place;
+        let x = place as f64 * step;
         let y = HEIGHT * (1.0 - (value / top).clamp(0.0, 1.0));
         let lone = !drawing && values.get(place + 1).is_none_or(Option::is_none);
-        let step = if drawing { 'L' } else { 'M' };
-        let _ = write!(path, "{step}{x} {y:.1}");
+        let pen = if drawing { 'L' } else { 'M' };
+        let _ = write!(path, "{pen}{x:.1} {y:.1}");
         if lone {
             path.push_str("h.01");
         }
@@ -240,12 +255,12 @@ mod tests {
         assert!(!none.contains("<svg"), "{none}");
 
         let one = drawn(1, 1);
-        assert!(one.contains(r#"class="c0" d="M718 200.0h.01""#), "{one}");
+        assert!(one.contains(r#"class="c0" d="M720.0 200.0h.01""#), "{one}");
         // Waits are not known, throughput is.
         assert_eq!(one.matches("<svg").count(), 2);
 
         let many = drawn(400, 2);
-        assert!(many.contains(r#"class="c1" d="M0 "#), "{many}");
+        assert!(many.contains(r#"class="c1" d="M0.0 "#), "{many}");
         assert!(!many.contains("NaN") && !many.contains("inf"));
     }
 
@@ -258,9 +273,16 @@ mod tests {
     }
 
     #[test]
+    fn the_span_grows_with_what_there_is_to_show() {
+        for (count, ago) in [(1, "5 min"), (31, "15 min"), (91, "30 min"), (300, "60 min")] {
+            assert!(drawn(count, 1).contains(&format!("{ago} ago")), "{count}");
+        }
+    }
+
+    #[test]
     fn gaps_stay_gaps() {
         let values = [Some(1.0), Some(2.0), None, Some(1.0), None];
-        assert_eq!(path(&values, 2.0), "M0 100.0L2 0.0M6 100.0h.01");
+        assert_eq!(path(&values, 2.0), "M0.0 100.0L180.0 0.0M540.0 100.0h.01");
     }
 
     #[test]

@@ -182,7 +182,7 @@ function showChange(change) {
   who.textContent = change.backend;
   const mark = document.createElement("span");
   mark.className = "pill";
-  const to = change.to ? stateWord(change.to) : word("Gone");
+  const to = change.from ? (change.to ? stateWord(change.to) : word("Gone")) : word("Came");
   pill(mark, change.to || "gone", to);
   if (change.from) what.append(`${stateWord(change.from)} → `);
   what.append(mark);

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use serde::Deserialize;
 
+use super::actions::Sent;
 use super::page::{document, languages};
 use super::words::{Lang, Word};
 use super::{Ask, Html};
@@ -61,8 +62,12 @@ pub(super) async fn log_in(
     ([(header::SET_COOKIE, cookie)], Redirect::to("/")).into_response()
 }
 
-/// `POST /dashboard/logout`; the guard has let the login in.
-pub(super) async fn log_out(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> Response {
+/// `POST /dashboard/logout`.
+pub(super) async fn log_out(
+    State(admin): State<Arc<Admin>>,
+    headers: HeaderMap,
+    _: Sent,
+) -> Response {
     admin.logins.close(&headers);
     let cookie = cookie("", Duration::ZERO, is_tls(&headers));
     ([(header::SET_COOKIE, cookie)], Redirect::to("/login")).into_response()
@@ -106,7 +111,7 @@ mod tests {
 
     #[test]
     fn the_cookie_has_all_its_guards() {
-        let cookie = cookie("x", Duration::from_secs(60), true);
+        let cookie = cookie("x", Duration::from_mins(1), true);
         assert_eq!(
             cookie,
             "comfygate_admin=x; Path=/; Max-Age=60; HttpOnly; SameSite=Strict; Secure"

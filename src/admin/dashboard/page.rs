@@ -183,16 +183,18 @@ fn events(changes: &[Change], ctx: Ctx<'_>) -> Markup {
 }
 
 fn event(change: &Change, ctx: Ctx<'_>) -> Markup {
-    let state = |state: Option<&str>, none: Word| ctx.say(state.map_or(none, Word::of_state));
+    let to = match (change.from, change.to) {
+        (None, _) => Word::Came,
+        (_, None) => Word::Gone,
+        (_, Some(state)) => Word::of_state(state),
+    };
     html! {
         tr {
             td { (time(change.at)) }
             th scope="row" { (change.backend) }
             td {
-                @if let Some(from) = change.from { (state(Some(from), Word::Gone)) " → " }
-                span.pill data-state=(change.to.unwrap_or("gone")) {
-                    (state(change.to, Word::Gone))
-                }
+                @if let Some(from) = change.from { (ctx.say(Word::of_state(from))) " → " }
+                span.pill data-state=(change.to.unwrap_or("gone")) { (ctx.say(to)) }
                 @if let Some(detail) = &change.detail { " " small { (detail) } }
             }
         }

@@ -99,6 +99,7 @@ pub(super) struct Flow {
 /// A task.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
+#[expect(clippy::struct_field_names, reason = "named as in the API")]
 pub(super) struct Task {
     /// Its id.
     pub(super) task_id: String,

@@ -30,7 +30,7 @@ pub(super) fn section(admin: &Admin, filter: Option<&str>, ctx: Ctx<'_>) -> Mark
                             }
                         }
                     }
-                    button { (ctx.say(Word::Apply)) }
+                    noscript { button { (ctx.say(Word::Apply)) } }
                 }
             }
             div.scroll tabindex="0" role="region" aria-labelledby="tasks-title" {

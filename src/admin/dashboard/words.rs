@@ -80,7 +80,6 @@ macro_rules! words {
     ($($word:ident $en:literal $zh:literal)*) => {
         /// Something the dashboard says.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        #[expect(missing_docs, reason = "the table is the documentation")]
         pub(super) enum Word { $($word),* }
 
         impl Word {
@@ -165,8 +164,7 @@ words! {
     NothingYet "Nothing to show yet" "暂无数据"
     Others "others" "其他"
     Median "median" "中位数"
-    HourAgo "60 min ago" "60 分钟前"
-    HalfHourAgo "30 min ago" "30 分钟前"
+    MinutesAgo "min ago" "分钟前"
     Now "now" "现在"
     Peak "peak" "峰值"
     Tasks "Tasks" "任务"
