@@ -78,7 +78,7 @@ struct Seen {
     shown: HashMap<String, Value>,
     stats: Value,
     stats_at: Option<Instant>,
-    sampled_at: Option<Instant>,
+    sample_due: Option<Instant>,
 }
 
 impl Seen {
@@ -90,8 +90,11 @@ impl Seen {
         } else {
             self.shown.clear();
         }
-        if self.sampled_at.is_none_or(|at| at.elapsed() >= SAMPLE_EVERY) {
-            self.sampled_at = Some(Instant::now());
+        let due = self.sample_due.get_or_insert_with(Instant::now);
+        if due.elapsed() > Duration::ZERO {
+            // At a steady rate; what a stopped process missed stays missed.
+            let behind = due.elapsed().as_secs() / SAMPLE_EVERY.as_secs();
+            *due += SAMPLE_EVERY * (behind as u32 + 1);
             let counts = admin.gateway.tasks.counts();
             let ended = counts.completed + counts.failed;
             let pulse = admin.meter.lock().pulse(ended, Moment::now());

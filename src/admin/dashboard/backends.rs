@@ -158,7 +158,7 @@ fn add_form(ctx: Ctx<'_>) -> Markup {
             form method="post" action="/dashboard/add" data-reset="" {
                 (ctx.token())
                 (field(Word::Name, ctx, &html! {
-                    input name="name" required maxlength="128" autocomplete="off" placeholder="comfy-4";
+                    input name="name" required maxlength="64" pattern="[A-Za-z0-9._\\-]+" autocomplete="off" placeholder="comfy-4";
                 }))
                 (field(Word::Address, ctx, &html! {
                     input name="url" type="url" required maxlength="2000" autocomplete="off"

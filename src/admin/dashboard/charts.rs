@@ -40,7 +40,14 @@ impl Line {
 struct Samples<'a> {
     all: &'a [Sample],
     span: usize,
+    /// When the newest was taken.
     now: Moment,
+}
+
+/// Samples between two moments, to the nearest: none comes on the dot.
+fn steps(from: Moment, to: Moment) -> usize {
+    let every = SAMPLE_EVERY.as_millis();
+    ((to.since(from).as_millis() + every / 2) / every) as usize
 }
 
 impl Samples<'_> {
@@ -56,16 +63,14 @@ impl Samples<'_> {
 
     /// Where a sample stands: the newest on the right.
     fn place(&self, at: Moment) -> Option<usize> {
-        let age = self.now.since(at).as_millis() / SAMPLE_EVERY.as_millis();
-        (self.span - 1).checked_sub(age as usize)
+        (self.span - 1).checked_sub(steps(at, self.now))
     }
 }
 
 /// The three charts.
-pub(super) fn all(samples: &[Sample], now: Moment, lang: Lang) -> Markup {
-    let oldest = samples
-        .first()
-        .map_or(0, |sample| (now.since(sample.at).as_millis() / SAMPLE_EVERY.as_millis()) as usize);
+pub(super) fn all(samples: &[Sample], lang: Lang) -> Markup {
+    let now = samples.last().map(|sample| sample.at).unwrap_or_default();
+    let oldest = samples.first().map_or(0, |sample| steps(sample.at, now));
     let span = SPANS.into_iter().find(|span| oldest < *span).unwrap_or(LENGTH);
     let samples = Samples { all: samples, span, now };
     let title = Word::FlowChart.say(lang);
@@ -235,7 +240,8 @@ mod tests {
         let names: Vec<Arc<str>> = (0..backends).map(|b| format!("<b{b}>").into()).collect();
         (0..count)
             .map(|number| Sample {
-                at: Moment(1000 + number * 10_000),
+                // As ragged as real ones.
+                at: Moment(1000 + number * 10_000 + number % 3 * 1200),
                 queues: names.iter().map(|name| (Arc::clone(name), number as u32)).collect(),
                 others: None,
                 pulse: Pulse { finished_per_minute: Some(3.5), ..Pulse::default() },
@@ -244,8 +250,7 @@ mod tests {
     }
 
     fn drawn(count: u64, backends: usize) -> String {
-        let now = Moment(1000 + count.saturating_sub(1) * 10_000);
-        all(&samples(count, backends), now, Lang::En).into_string()
+        all(&samples(count, backends), Lang::En).into_string()
     }
 
     #[test]
@@ -262,6 +267,9 @@ mod tests {
         let many = drawn(400, 2);
         assert!(many.contains(r#"class="c1" d="M0.0 "#), "{many}");
         assert!(!many.contains("NaN") && !many.contains("inf"));
+        let pens_set_down = many.split("class=\"c1\" d=\"").nth(1).unwrap();
+        let path = pens_set_down.split('"').next().unwrap();
+        assert_eq!(path.matches('M').count(), 1, "no gap: {path}");
     }
 
     #[test]

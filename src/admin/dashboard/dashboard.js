@@ -182,9 +182,10 @@ function showChange(change) {
   who.textContent = change.backend;
   const mark = document.createElement("span");
   mark.className = "pill";
-  const to = change.from ? (change.to ? stateWord(change.to) : word("Gone")) : word("Came");
+  const added = !change.from && change.to === "unknown";
+  const to = added ? word("Came") : change.to ? stateWord(change.to) : word("Gone");
   pill(mark, change.to || "gone", to);
-  if (change.from) what.append(`${stateWord(change.from)} → `);
+  if (!added) what.append(`${change.from ? stateWord(change.from) : word("Came")} → `);
   what.append(mark);
   if (change.detail) {
     const detail = document.createElement("small");

@@ -27,7 +27,6 @@ use serde::Deserialize;
 use super::Admin;
 use super::guard::Access;
 use super::logins::{cookie, random};
-use crate::clock::Moment;
 use words::Lang;
 
 /// What the page may load and do.
@@ -96,7 +95,7 @@ async fn last_hour(
     headers: HeaderMap,
 ) -> Html {
     let lang = Lang::of(ask.lang.as_deref(), &headers);
-    Html(charts::all(&admin.history.samples(), Moment::now(), lang))
+    Html(charts::all(&admin.history.samples(), lang))
 }
 
 /// HTML with everything that protects it.

@@ -10,7 +10,6 @@ use crate::admin::guard::Access;
 use crate::admin::history::Pulse;
 use crate::admin::journal::Change;
 use crate::admin::views::{Backends, Stats};
-use crate::clock::Moment;
 use crate::config::Strategy;
 
 /// What every part of the page needs.
@@ -70,7 +69,7 @@ pub(super) fn dashboard(
                 (backends::section(&shown::list(&Backends::of(&admin.gateway)), ctx))
                 section aria-labelledby="hour" {
                     h2 id="hour" { (ctx.say(Word::LastHour)) }
-                    div id="charts" { (charts::all(&admin.history.samples(), Moment::now(), ctx.lang)) }
+                    div id="charts" { (charts::all(&admin.history.samples(), ctx.lang)) }
                 }
                 (tasks::section(admin, filter, ctx))
                 (events(&admin.journal.changes(), ctx))
@@ -183,17 +182,18 @@ fn events(changes: &[Change], ctx: Ctx<'_>) -> Markup {
 }
 
 fn event(change: &Change, ctx: Ctx<'_>) -> Markup {
+    // Who has just been added is not known yet, which goes without saying.
     let to = match (change.from, change.to) {
-        (None, _) => Word::Came,
-        (_, None) => Word::Gone,
-        (_, Some(state)) => Word::of_state(state),
+        (None, Some("unknown")) => Word::Came,
+        (_, to) => to.map_or(Word::Gone, Word::of_state),
     };
+    let from = change.from.map_or(Word::Came, Word::of_state);
     html! {
         tr {
             td { (time(change.at)) }
             th scope="row" { (change.backend) }
             td {
-                @if let Some(from) = change.from { (ctx.say(Word::of_state(from))) " → " }
+                @if to != Word::Came { (ctx.say(from)) " → " }
                 span.pill data-state=(change.to.unwrap_or("gone")) { (ctx.say(to)) }
                 @if let Some(detail) = &change.detail { " " small { (detail) } }
             }
