@@ -38,6 +38,17 @@ pub enum Wanted {
     Disabled,
 }
 
+impl Wanted {
+    /// Its name in the admin API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Enabled => "enabled",
+            Self::Draining => "drain",
+            Self::Disabled => "disabled",
+        }
+    }
+}
+
 /// Everything that decides who may be sent to a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {

@@ -1,7 +1,7 @@
 //! `comfygate demo`: a simulated farm of three and a gateway in front of it, nothing else needed.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use crate::cli::{Exit, with_runtime};
@@ -16,6 +16,9 @@ pub struct Args {
     /// Port of the gateway
     #[arg(short, long, default_value_t = 8100)]
     port: u16,
+    /// Address of the dashboard and the admin API
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8101")]
+    admin: SocketAddr,
     /// Simulated servers
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
     count: u16,
@@ -59,7 +62,10 @@ async fn farm_and_gateway(args: &Args) -> anyhow::Result<()> {
     let _ = std::fs::remove_dir_all(&state);
     let sources = Sources {
         file: None,
-        env: BTreeMap::from([("COMFYGATE__STATE_DIR".to_owned(), state.display().to_string())]),
+        env: BTreeMap::from([
+            ("COMFYGATE__STATE_DIR".to_owned(), state.display().to_string()),
+            ("COMFYGATE__ADMIN__LISTEN".to_owned(), args.admin.to_string()),
+        ]),
         flags: Flags {
             host: Some("127.0.0.1".into()),
             port: Some(args.port),
@@ -71,7 +77,7 @@ async fn farm_and_gateway(args: &Args) -> anyhow::Result<()> {
     let server = Server::prepare(sources, loaded)?;
     println!("A farm of {} simulated ComfyUI servers: {}", urls.len(), urls.join(" "));
     if let (Some(data), Some(admin)) = (server.data_address(), server.admin_address()) {
-        println!("Open http://{data}/ for the page, http://{admin}/lb/backends for the farm.");
+        println!("Open http://{data}/ for the page, http://{admin}/ for the dashboard.");
     }
     println!("Ctrl-C ends it.");
     server.run().await

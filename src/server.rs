@@ -102,9 +102,8 @@ impl Server {
 
         let admin_listener = listen(self.admin)?;
         let admin_address = admin_listener.local_addr()?;
-        let service =
-            admin::router(&gateway, &operator).into_make_service_with_connect_info::<SocketAddr>();
-        tokio::spawn(async move { axum::serve(admin_listener, service).await });
+        let admin = admin::Admin::start(&gateway, &operator);
+        tokio::spawn(admin::serve(admin_listener, admin::router(&admin)));
 
         gateway.prober.first_round(FIRST_LOOK.min(config.health_check.timeout)).await;
         tokio::spawn(summary::report(fleet));
@@ -114,7 +113,7 @@ impl Server {
             Arc::clone(&gateway),
             Arc::new(http_proxy(&server_conf(&config), Proxy::new(Arc::clone(&gateway)))),
             self.acceptor,
-            admin::data_port_router(&gateway, &operator),
+            admin::data_port_router(&admin),
             connections.clone(),
         );
         let listener = listen(self.data)?;

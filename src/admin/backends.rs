@@ -29,6 +29,7 @@ use super::views::{BackendView, Backends};
 use super::{Admin, Caller};
 use crate::backend::{Backend, Wanted};
 use crate::config::{self, Strategy};
+use crate::operator::Actor;
 use crate::rejection::{Kind, Rejection};
 
 /// The routes.
@@ -123,7 +124,7 @@ async fn add(
     InBody(words): InBody<Value>,
 ) -> Result<Response, Rejection> {
     check_types(&words)?;
-    let backend = admin.operator.add(words, &caller.actor()).await?;
+    let backend = admin.add_backend(words, &caller.actor()).await?;
     let location = format!("/lb/backends/{}", backend.name());
     let created = [(header::LOCATION, location)];
     Ok((StatusCode::CREATED, created, Json(admin.shown(&backend))).into_response())
@@ -270,6 +271,15 @@ async fn set_strategy(
 }
 
 impl Admin {
+    /// Adds a backend in the words of an API call or of the dashboard's form.
+    pub(super) async fn add_backend(
+        &self,
+        words: Value,
+        actor: &Actor,
+    ) -> Result<Arc<Backend>, Rejection> {
+        self.operator.add(words, actor).await
+    }
+
     fn shown(&self, backend: &Backend) -> BackendView {
         BackendView::of(&self.gateway, backend)
     }

@@ -10,11 +10,14 @@
 //! | `GET /lb/tasks/{id}`, `DELETE /lb/tasks/{id}` | one of them; its cancellation |
 //! | `GET /lb/session`, `POST /lb/session {"backend": "NAME"}` | the caller; data port, no token |
 //! | `GET /lb/log`, `POST /lb/log {"verbose": true}` | verbose logging |
+//! | `GET /lb/events` | what changes, as server-sent events ([`events`]) |
+//! | `GET /` and what belongs to it | the [`dashboard`], on the admin port alone |
 //! | `GET /lb/openapi.json` | all of this, for machines |
 //! | `/api/v1/ai_analysis/…` | the service registry, see [`crate::registry::api`] |
 //!
-//! and the endpoints of [`backends`] and [`doctor`]. With `admin.token` everything but the first
-//! two wants `Authorization: Bearer`. The data port serves `/lb/*` too, and never without a token.
+//! and the endpoints of [`backends`] and [`doctor`]. Who may use them is decided by [`guard`]: with
+//! `admin.token` everything but the first two wants `Authorization: Bearer` or, in a browser, a
+//! login. The data port serves `/lb/*` too, and never without a token.
 //!
 //! **To add an endpoint**, write its handler with a `#[utoipa::path(…)]` attribute that names verb,
 //! path, parameters, body and every status that is its own, and name the handler in a `routes!` of
@@ -25,11 +28,20 @@
 //! routed without an attribute, and then named in `NO_API` of the tests.
 
 pub mod backends;
+pub mod dashboard;
 pub mod doctor;
 pub mod endpoint_policy;
+pub mod events;
+pub mod guard;
+pub mod history;
+pub mod impatient;
+pub mod journal;
+pub mod logins;
+mod serve;
 pub mod session;
 mod tasks;
 pub mod views;
+mod watcher;
 
 pub(crate) mod asked;
 pub(crate) mod document;
@@ -43,18 +55,16 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, FromRequestParts, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
-use axum::{Json, Router};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::{Extension, Json, Router};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use subtle::ConstantTimeEq;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::comfy::origin;
-use crate::config::Secret;
 use crate::gateway::Gateway;
 use crate::logging;
 use crate::metrics;
@@ -63,54 +73,80 @@ use crate::registry;
 use crate::rejection::{Kind, Rejection};
 use asked::{InBody, MAX_BODY};
 use document::Refusal;
+use guard::{Access, Port};
+pub use serve::serve;
 use views::Stats;
 
 /// What the endpoints work on.
 pub struct Admin {
     gateway: Arc<Gateway>,
     operator: Arc<Operator>,
-    /// The OpenAPI document of this port.
-    document: Bytes,
+    hub: events::Hub,
+    history: history::History,
+    meter: Mutex<history::Meter>,
+    journal: journal::Journal,
+    logins: logins::Logins,
 }
 
+impl Admin {
+    /// The admin plane of a gateway, which it follows from now on. Wants a Tokio runtime.
+    pub fn start(gateway: &Arc<Gateway>, operator: &Arc<Operator>) -> Arc<Self> {
+        let admin = Arc::new(Self {
+            gateway: Arc::clone(gateway),
+            operator: Arc::clone(operator),
+            hub: events::Hub::default(),
+            history: history::History::default(),
+            meter: Mutex::default(),
+            journal: journal::Journal::default(),
+            logins: logins::Logins::default(),
+        });
+        tokio::spawn(watcher::watch(Arc::downgrade(&admin)));
+        tokio::spawn(watcher::watch_tasks(Arc::downgrade(&admin)));
+        admin
+    }
+}
+
+/// The OpenAPI document of a port.
+#[derive(Clone)]
+struct Written(Bytes);
+
 /// The admin port's router.
-pub fn router(gateway: &Arc<Gateway>, operator: &Arc<Operator>) -> Router {
-    router_of(Port::Admin, gateway, operator)
+pub fn router(admin: &Arc<Admin>) -> Router {
+    let gateway = &admin.gateway;
+    let guarded = endpoints(gateway)
+        .merge(registry::api::routes().with_state(Arc::clone(gateway)))
+        .merge(metrics::routes(gateway).with_state(()).into())
+        .merge(dashboard::routes().into());
+    let open = OpenApiRouter::new()
+        .routes(routes!(healthz))
+        .routes(routes!(readyz))
+        .merge(dashboard::open_routes().into());
+    router_of(Port::Admin, admin, guarded, open)
 }
 
 /// The data port's router.
-pub fn data_port_router(gateway: &Arc<Gateway>, operator: &Arc<Operator>) -> Router {
-    router_of(Port::Data, gateway, operator)
+pub fn data_port_router(admin: &Arc<Admin>) -> Router {
+    let router = router_of(Port::Data, admin, endpoints(&admin.gateway), OpenApiRouter::new());
+    router.merge(session::routes(&admin.gateway))
 }
 
-fn router_of(port: Port, gateway: &Arc<Gateway>, operator: &Arc<Operator>) -> Router {
-    let mut guarded = endpoints(gateway);
-    let mut open = OpenApiRouter::new();
-    if port == Port::Admin {
-        guarded = guarded.merge(registry::api::routes().with_state(Arc::clone(gateway)));
-        guarded = guarded.merge(metrics::routes(gateway).with_state(()).into());
-        open = open.routes(routes!(healthz)).routes(routes!(readyz));
-    }
+fn router_of(
+    port: Port,
+    admin: &Arc<Admin>,
+    guarded: OpenApiRouter<Arc<Admin>>,
+    open: OpenApiRouter<Arc<Admin>>,
+) -> Router {
     let (guarded, mut document) = guarded.split_for_parts();
     document::guard(&mut document);
     let (open, more) = open.split_for_parts();
     document.merge(more);
-    let admin = Arc::new(Admin {
-        gateway: Arc::clone(gateway),
-        operator: Arc::clone(operator),
-        document: document::written(&document),
-    });
-    let guard = middleware::from_fn_with_state((Arc::clone(&admin), port), authorise);
+    let guard = middleware::from_fn_with_state((Arc::clone(admin), port), authorise);
     let guarded = guarded.fallback(not_found).method_not_allowed_fallback(wrong_method);
-    let router = open
-        .method_not_allowed_fallback(wrong_method)
+    open.method_not_allowed_fallback(wrong_method)
         .merge(guarded.layer(guard))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .with_state(admin);
-    match port {
-        Port::Admin => router,
-        Port::Data => router.merge(session::routes(gateway)),
-    }
+        .layer(Extension(Written(document::written(&document))))
+        .with_state(Arc::clone(admin))
 }
 
 /// The endpoints of both ports.
@@ -119,6 +155,7 @@ fn endpoints(gateway: &Arc<Gateway>) -> OpenApiRouter<Arc<Admin>> {
         .routes(routes!(stats))
         .routes(routes!(log_state, set_log))
         .routes(routes!(openapi))
+        .routes(routes!(events::stream))
         .merge(backends::routes())
         .merge(doctor::routes())
         .merge(tasks::routes().with_state(Arc::clone(gateway)))
@@ -127,14 +164,14 @@ fn endpoints(gateway: &Arc<Gateway>) -> OpenApiRouter<Arc<Admin>> {
 /// Who calls an endpoint.
 pub(crate) struct Caller {
     address: Option<IpAddr>,
-    with_token: bool,
+    who: &'static str,
 }
 
 impl Caller {
     /// The caller as the audit log names it.
     pub(crate) fn actor(&self) -> Actor {
         Actor {
-            who: if self.with_token { "token" } else { "no token" },
+            who: self.who,
             from: self.address.map_or_else(|| "unknown".to_owned(), |a| a.to_string()),
         }
     }
@@ -165,14 +202,8 @@ impl<S: OfGateway> FromRequestParts<S> for Caller {
         let gateway = state.gateway();
         let peer = parts.extensions.get::<ConnectInfo<std::net::SocketAddr>>();
         let address = peer.map(|peer| gateway.trusted.load().client(peer.0.ip(), &parts.headers));
-        let with_token = gateway
-            .config
-            .load()
-            .admin
-            .token
-            .as_ref()
-            .is_some_and(|token| shows(&parts.headers, token));
-        Ok(Self { address, with_token })
+        let who = parts.extensions.get().map_or("nobody", Access::who);
+        Ok(Self { address, who })
     }
 }
 
@@ -182,57 +213,22 @@ struct Health {
     status: &'static str,
 }
 
-/// Which port a request came in by.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Port {
-    Admin,
-    Data,
-}
-
 async fn authorise(
     State((admin, port)): State<(Arc<Admin>, Port)>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let config = admin.gateway.config.load_full();
-    if is_foreign(&request, &config.server.public_names) {
-        return Rejection::new(Kind::Forbidden, "another site may not send requests here")
-            .cure("if this is the gateway's own public name, add it to server.public_names")
-            .into_response();
+    match guard::admit(&config, &admin.logins, port, &request) {
+        Ok(access) => {
+            request.extensions_mut().insert(access);
+            next.run(request).await
+        }
+        Err(refusal) if guard::may_log_in(&refusal, port, &request) => {
+            Redirect::to("/login").into_response()
+        }
+        Err(refusal) => refusal.into_response(),
     }
-    let Some(token) = &config.admin.token else {
-        return match port {
-            Port::Admin => next.run(request).await,
-            Port::Data => not_found().await.into_response(),
-        };
-    };
-    if shows(request.headers(), token) {
-        next.run(request).await
-    } else {
-        let message = "a valid admin token is needed";
-        Rejection::new(Kind::Unauthorized, message)
-            .cure("send Authorization: Bearer TOKEN, the token being admin.token")
-            .into_response()
-    }
-}
-
-/// Whether another site's page is behind a request: bodies are read whatever their type says, so
-/// that a browser would send them from anywhere without asking first. A page without an origin is
-/// nobody's here.
-fn is_foreign(request: &Request, public_names: &[String]) -> bool {
-    let headers = request.headers();
-    origin::is_foreign(request.method(), headers, public_names)
-        || headers.get(header::ORIGIN).is_some_and(|origin| origin == "null")
-}
-
-/// Whether a request shows the token; compared in constant time.
-fn shows(headers: &HeaderMap, token: &Secret) -> bool {
-    const SCHEME: &[u8] = b"bearer ";
-    let shown = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
-    let shown = shown.and_then(|value| value.split_at_checked(SCHEME.len()));
-    shown.is_some_and(|(scheme, shown)| {
-        scheme.eq_ignore_ascii_case(SCHEME) && shown.ct_eq(token.reveal().as_bytes()).into()
-    })
 }
 
 /// The process lives
@@ -298,8 +294,8 @@ async fn set_log(caller: Caller, InBody(wanted): InBody<LogState>) -> Json<LogSt
 /// This document
 #[utoipa::path(get, path = "/lb/openapi.json", tag = "gateway",
     responses((status = 200, description = "The endpoints of this port", body = Object)))]
-async fn openapi(State(admin): State<Arc<Admin>>) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], admin.document.clone()).into_response()
+async fn openapi(Extension(Written(document)): Extension<Written>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], document).into_response()
 }
 
 async fn not_found() -> Rejection {

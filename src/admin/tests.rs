@@ -1,6 +1,7 @@
 //! The router against its document, and hostile calls against the router.
 
 use axum::body::{Body, to_bytes};
+use axum::http::HeaderMap;
 use serde_json::Value;
 use tower::ServiceExt;
 
@@ -23,7 +24,8 @@ async fn routers(admin: &str) -> (Router, Router) {
     let key = SigningKey::from_bytes(&[7; 32]);
     let gateway = Arc::new(Gateway::new(config, fleet, prober, key));
     let operator = Operator::start(Arc::clone(&gateway), None, |_| Learnt::default()).await;
-    (router(&gateway, &operator), data_port_router(&gateway, &operator))
+    let admin = Admin::start(&gateway, &operator);
+    (router(&admin), data_port_router(&admin))
 }
 
 struct Reply {
@@ -65,7 +67,11 @@ fn routed(router: &Router) -> Vec<String> {
     found.sort();
     found.dedup();
     // The fallback's other half.
-    found.retain(|path| !path.contains("__private") && !NO_API.contains(&path.as_str()));
+    let page =
+        |path: &str| ["/dashboard/", "/assets/", "/login"].iter().any(|p| path.starts_with(p));
+    found.retain(|path| {
+        !path.contains("__private") && !NO_API.contains(&path.as_str()) && !page(path)
+    });
     found
 }
 

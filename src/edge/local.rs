@@ -12,6 +12,8 @@ use hyper_util::service::TowerToHyperService;
 use pingora_core::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::admin::impatient::Impatient;
+
 /// Serves one request.
 pub(super) async fn serve(
     router: axum::Router,
@@ -20,7 +22,7 @@ pub(super) async fn serve(
     peer: SocketAddr,
 ) {
     let router = router.layer(axum::Extension(axum::extract::ConnectInfo(peer)));
-    let io = TokioIo::new(Rewound { stream, read_already });
+    let io = TokioIo::new(Impatient::new(Rewound { stream, read_already }));
     let connection = hyper::server::conn::http1::Builder::new()
         .keep_alive(false)
         .serve_connection(io, TowerToHyperService::new(router));

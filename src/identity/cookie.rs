@@ -12,6 +12,8 @@ use super::session::{Session, SigningKey};
 
 /// The cookie's name.
 pub const NAME: &str = "comfygate_session";
+/// The cookies of the admin port.
+const OF_THE_DASHBOARD: [&str; 3] = ["comfygate_admin", "comfygate_csrf", "comfygate_lang"];
 /// Cookies of our name looked at in one request: a page can set more, none of them signed.
 const MAX_CANDIDATES: usize = 8;
 
@@ -25,7 +27,7 @@ pub fn find(headers: &HeaderMap, key: &SigningKey) -> Option<Session> {
 
 /// The `Cookie` headers without ours, to be sent upstream; `None` when it is not among them.
 pub fn without_ours(headers: &HeaderMap) -> Option<Vec<HeaderValue>> {
-    pairs(headers).any(|pair| our_value(pair).is_some()).then(|| {
+    pairs(headers).any(is_ours).then(|| {
         headers.get_all(COOKIE).iter().filter_map(|line| strip_line(line.as_bytes())).collect()
     })
 }
@@ -51,10 +53,17 @@ fn our_value(pair: &[u8]) -> Option<&[u8]> {
     (name.trim_ascii() == NAME.as_bytes()).then_some(quoted.unwrap_or(value))
 }
 
+/// Whether a pair is of the gateway's. Cookies know no ports: a browser that is logged in to the
+/// dashboard sends that cookie to the data port as well, and no backend may see it.
+fn is_ours(pair: &[u8]) -> bool {
+    let name = pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
+    our_value(pair).is_some() || OF_THE_DASHBOARD.iter().any(|own| name == own.as_bytes())
+}
+
 /// One header line without our cookie; `None` when nothing is left.
 fn strip_line(line: &[u8]) -> Option<HeaderValue> {
     let pairs = line.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
-    let others = pairs.filter(|pair| !pair.is_empty() && our_value(pair).is_none());
+    let others = pairs.filter(|pair| !pair.is_empty() && !is_ours(pair));
     let others: Vec<&[u8]> = others.collect();
     if others.is_empty() {
         return None;

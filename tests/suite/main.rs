@@ -7,6 +7,7 @@ mod browser;
 mod child;
 mod config;
 mod conformance;
+mod dashboard;
 mod faults;
 mod metrics;
 mod operation;
