@@ -10,8 +10,9 @@ use log::warn;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::affinity::Seconds;
 use crate::affinity::{AffinityMap, Clock, whole_seconds};
-use crate::backend::{Backend, BackendId};
+use crate::backend::{Backend, BackendId, Wanted};
 use crate::clock::Moment;
 use crate::config::Config;
 use crate::depth::Sending;
@@ -21,7 +22,7 @@ use crate::identity::ClientKey;
 use crate::identity::address::TrustedProxies;
 use crate::identity::crowd::{self, CrowdWatch};
 use crate::identity::mark::Marks;
-use crate::identity::session::SigningKey;
+use crate::identity::session::{Session, SigningKey};
 use crate::logging::TARGET;
 use crate::metrics::Metrics;
 use crate::probe::Prober;
@@ -200,6 +201,9 @@ impl Gateway {
             // A marked request takes its client along to where such work is done.
             return Ok(serves(backend, asked(envelope)).then(|| Arc::clone(backend)));
         }
+        if backend.live.standing().wanted == Wanted::Disabled {
+            return Ok(None);
+        }
         let config = self.config.load();
         let waits = backend.live.down_for(Moment::now()) < config.session.failover_after;
         if !config.failover.enabled || waits {
@@ -259,13 +263,7 @@ impl Gateway {
         task_type: Option<&str>,
         tried: &[BackendId],
     ) -> Option<u32> {
-        let scheduler = &self.config.load().scheduler;
-        let rule = Rule {
-            strategy: scheduler.strategy,
-            prefer_idle: scheduler.prefer_idle,
-            queue_weight: scheduler.queue_weight,
-            zone_spill: scheduler.zone_spill,
-        };
+        let rule = self.rule();
         let zone = envelope.zone.as_deref();
         let stale_after = self.prober.stale_after();
         let candidates: Vec<_> = view
@@ -287,6 +285,40 @@ impl Gateway {
             "{} → {} ({})", envelope.caller, backend.name(), choice.reason.as_str()
         );
         Some(backend.id.0)
+    }
+
+    fn rule(&self) -> Rule {
+        let scheduler = &self.config.load().scheduler;
+        Rule {
+            strategy: scheduler.strategy,
+            prefer_idle: scheduler.prefer_idle,
+            queue_weight: scheduler.queue_weight,
+            zone_spill: scheduler.zone_spill,
+        }
+    }
+
+    /// A new session, of those that `make` makes one that the ring gives to the backend with most
+    /// room: so its id alone tells any replica where it belongs.
+    pub fn new_session(&self, now: Seconds, make: impl Fn() -> Session) -> Session {
+        if self.rule().is_hash_only() {
+            return make();
+        }
+        let view = self.fleet.view();
+        let stale_after = self.prober.stale_after();
+        let candidates: Vec<_> =
+            view.backends.iter().map(|backend| backend.candidate(0, stale_after)).collect();
+        let sessions = |position: usize| self.affinity.sessions(view.backends[position].id.0);
+        let Some(home) = selection::roomiest(&candidates, sessions) else { return make() };
+        let belongs = |session: &Session| {
+            let key = ClientKey::of_session(&session.id).to_bytes();
+            view.ring.first(&key, |position| candidates[position].eligible) == Some(home)
+        };
+        // Each id has a chance of about one in the number of backends.
+        let tries = 32 * candidates.len();
+        let session = (0..tries).map(|_| make()).find(belongs).unwrap_or_else(&make);
+        let key = ClientKey::of_session(&session.id);
+        self.affinity.place(key, view.backends[home].id.0, now, false);
+        session
     }
 
     fn towards(&self, backend: Arc<Backend>, envelope: &Envelope) -> Destination {

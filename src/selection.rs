@@ -65,7 +65,7 @@ pub struct Rule {
 
 impl Rule {
     /// Whether ketama alone decides.
-    fn is_hash_only(self) -> bool {
+    pub fn is_hash_only(self) -> bool {
         !self.queue_weight || self.strategy == Strategy::IpHash
     }
 }
@@ -183,6 +183,21 @@ pub fn choose(
     } else {
         choose_among(candidates, ring, rule, client, primaries, allowed)
     }
+}
+
+/// Chooses the backend of a new tab or cookie, whose id can be made to suit: of those with the
+/// fewest prompts in the best class the one with the fewest sessions per weight. Two tabs of one
+/// user so go to two servers, on an idle farm too, where a random id would let the ring decide.
+pub fn roomiest(candidates: &[Candidate], sessions: impl Fn(usize) -> usize) -> Option<usize> {
+    let open = || (0..candidates.len()).filter(|&p| candidates[p].eligible && candidates[p].serves);
+    open().min_by(|&a, &b| {
+        let rank = |p: usize| {
+            let candidate = &candidates[p];
+            (candidate.backup, candidate.class(), candidate.prompts)
+        };
+        let crowd = |p: usize| sessions(p) as f64 / f64::from(candidates[p].weight.max(1));
+        rank(a).cmp(&rank(b)).then_with(|| crowd(a).total_cmp(&crowd(b)))
+    })
 }
 
 fn choose_among(

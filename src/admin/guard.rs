@@ -76,8 +76,7 @@ pub fn admit(
             Access::Open
         }
         Some(token) => {
-            let shown = headers.get(header::AUTHORIZATION);
-            let shown = shown.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+            let shown = bearer(headers);
             if shown.is_some_and(|shown| is_token(shown, token)) {
                 return Ok(Access::Token);
             }
@@ -98,6 +97,14 @@ pub fn admit(
         _ => {}
     }
     Ok(access)
+}
+
+/// What is shown as a token, if anything is. The scheme's name has no case (RFC 9110, 11.1).
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    const SCHEME: &[u8] = b"bearer ";
+    let value = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, shown) = value.split_at_checked(SCHEME.len())?;
+    scheme.eq_ignore_ascii_case(SCHEME).then_some(shown)
 }
 
 /// Whether a refusal is best answered with the login form: a person opened a page.

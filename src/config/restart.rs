@@ -24,6 +24,12 @@ pub fn differences_needing_restart(old: &Config, new: &Config) -> Vec<String> {
     if a.proxy_protocol != b.proxy_protocol {
         differences.push("server.proxy_protocol: changed".to_owned());
     }
+    if old.log != new.log {
+        differences.push("log: changed".to_owned());
+    }
+    if old.session.cookie_key != new.session.cookie_key {
+        differences.push("session.cookie_key: changed".to_owned());
+    }
     if old.mode != new.mode {
         differences.push("mode: changed".to_owned());
     }

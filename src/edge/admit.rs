@@ -251,7 +251,9 @@ impl Desk<'_> {
                 session.is_due_for_renewal(now, ttl).then(|| session.renewed(now))
             }
             None if navigates => {
-                let session = SigningKey::new_cookie_session(now, &mut rand::rng());
+                let session = self
+                    .gateway
+                    .new_session(now, || SigningKey::new_cookie_session(now, &mut rand::rng()));
                 found.caller = Caller::Session(session.id);
                 Some(session)
             }
@@ -270,7 +272,8 @@ impl Desk<'_> {
         let key = &self.gateway.signing_key;
         let has_body = head.chunked || head.content_length.unwrap_or(0) > 0;
         let new_tab = |query: Option<&str>| {
-            let session = SigningKey::new_tab_session(now, &mut rand::rng());
+            let make = || SigningKey::new_tab_session(now, &mut rand::rng());
+            let session = self.gateway.new_session(now, make);
             Admission::Redirect { location: tab::home(&session, key, query), has_body }
         };
         let (path, query) = match head.target.split_once('?') {

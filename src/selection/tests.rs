@@ -87,6 +87,23 @@ fn when_all_are_full_the_least_full_takes_it() {
 }
 
 #[test]
+fn new_sessions_spread_over_the_idle_and_keep_off_the_busy() {
+    let mut farm = [backend(0), backend(0), backend(1), backend(0)];
+    farm[3].backup = true;
+    let mut sessions = [0usize; 4];
+    for _ in 0..10 {
+        let home = roomiest(&farm, |p| sessions[p]).unwrap();
+        sessions[home] += 1;
+    }
+    assert_eq!(sessions, [5, 5, 0, 0]);
+    farm[0].eligible = false;
+    farm[1].weight = 9;
+    farm[2].prompts = 0;
+    assert_eq!(roomiest(&farm, |p| [0, 5, 1, 0][p]), Some(1), "five of weight nine are fewer");
+    assert_eq!(roomiest(&[], |_| 0), None);
+}
+
+#[test]
 fn backups_serve_only_when_no_other_can() {
     let mut farm = [backend(90), backend(0)];
     farm[1].backup = true;

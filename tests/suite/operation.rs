@@ -107,7 +107,7 @@ async fn the_log_says_what_operators_want_to_know() {
     gateway.get(client(3), "/system_stats").await;
     let verbose = r#"{"verbose": true}"#;
     let length = verbose.len().to_string();
-    let post = [("Content-Length", length.as_str()), ("Content-Type", "application/json")];
+    let post = [("Host", "localhost"), ("Content-Length", length.as_str())];
     let post = head("POST", "/lb/log", &post) + verbose;
     assert_eq!(exchange(gateway.admin, post.as_bytes()).await.status, 200);
     gateway.get(client(4), "/prompt").await;

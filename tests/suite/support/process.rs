@@ -221,7 +221,7 @@ impl Gateway {
 
     /// A GET of the admin plane.
     pub(crate) async fn admin(&self, path: &str) -> Reply {
-        exchange(self.admin, &http::get(path, &[])).await
+        exchange(self.admin, &http::get(path, &[("Host", "localhost")])).await
     }
 
     /// `GET /lb/backends/{name}`.
