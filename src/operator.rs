@@ -31,7 +31,7 @@ const DRAIN_PAUSE: Duration = Duration::from_secs(1);
 /// Who makes a change, for the audit log.
 #[derive(Debug, Clone)]
 pub struct Actor {
-    /// Who: `token`, `loopback` or `gateway`.
+    /// Who: `token`, `no token` or `gateway`.
     pub who: &'static str,
     /// From where.
     pub from: String,

@@ -22,9 +22,9 @@
 //! **To add an endpoint**, write its handler with a `#[utoipa::path(…)]` attribute that names verb,
 //! path, parameters, body and every status that is its own, and name the handler in a `routes!` of
 //! the module's `routes()`, an [`OpenApiRouter`]; handlers of one path stand in one `routes!`. That
-//! routes it and writes it into the [`document`], which adds what holds of all of them (401, 403;
-//! with parameters or a body 400, 408, 413). A new module's `routes()` gets a line in [`endpoints`].
-//! Take input by [`asked`], refuse with [`Rejection`]. Only what is no API, such as pages, is
+//! routes it and writes it into the `document`, which adds what holds of all of them (401, 403;
+//! with parameters or a body 400, 408, 413). A new module's `routes()` gets a line in `endpoints`.
+//! Take input by `asked`, refuse with [`Rejection`]. Only what is no API, such as pages, is
 //! routed without an attribute, and then named in `NO_API` of the tests.
 
 pub mod backends;

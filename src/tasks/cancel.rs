@@ -2,7 +2,7 @@
 //! interrupted by its id.
 //!
 //! It may start, or end, between the look and the deed. So the queue is looked at afresh before
-//! each deed, until the task has ended or [`PATIENCE`] is over. Only a prompt that was just seen
+//! each deed, until the task has ended or `PATIENCE` is over. Only a prompt that was just seen
 //! running is interrupted: older ComfyUI ignores the id and would stop whatever runs.
 
 use std::sync::Arc;

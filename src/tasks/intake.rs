@@ -1,6 +1,6 @@
 //! What a prompt's POST tells in passing: its graph, and the id under which it was accepted.
 //!
-//! The body is copied as it goes by, up to [`MAX_BODY`] each and [`MAX_BODIES`] together, and read
+//! The body is copied as it goes by, up to `MAX_BODY` each and `MAX_BODIES` together, and read
 //! for the prompt's kind only after the reply, on a thread of its own. Beyond those bounds the kind
 //! stays unknown, and nothing else.
 

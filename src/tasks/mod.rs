@@ -4,7 +4,7 @@
 //! body and reply as they go by; [`follow`] watches the queues of backends that hold prompts of
 //! ours and asks their history how those ended; [`cancel`] takes one back. What they learn goes
 //! into the [`Ledger`], a pure state machine, and from it into [`rates`] (seconds per prompt by
-//! [`kind`]) and [`line`] (when a prompt will have ended).
+//! [`kind`]) and [`mod@line`] (when a prompt will have ended).
 //!
 //! [`Tasks`] is the ledger as the gateway shares it: one lock, never held over an await. Who wants
 //! to hear of changes either [subscribes](Tasks::subscribe), and may miss some when it is slow, or

@@ -1,4 +1,5 @@
-//! The README says what is there: every option, command, endpoint and target, and none besides.
+//! The README and the handbook say what is there: every option, command, endpoint, target, metric
+//! and alert, and none besides.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
@@ -7,24 +8,32 @@ use std::path::Path;
 use std::process::Command;
 
 use comfygate::config::known_keys;
+use serde_json::json;
 use serde_yaml::Value;
 
+use crate::support::{Setup, farm};
+
 const README: &str = include_str!("../../README.md");
+const OPERATIONS: &str = include_str!("../../docs/operations.md");
 
 /// The text of a `##` section.
-fn section(title: &str) -> &'static str {
-    let start = README.find(&format!("\n## {title}\n")).expect(title);
-    let rest = &README[start + 4..];
+fn section(of: &'static str, title: &str) -> &'static str {
+    let start = of.find(&format!("\n## {title}\n")).expect(title);
+    let rest = &of[start + 4..];
     &rest[..rest.find("\n## ").unwrap_or(rest.len())]
 }
 
 /// The rows of a section's tables whose first cell is code: that code and the second cell.
-fn rows(title: &str) -> Vec<(&'static str, &'static str)> {
+fn rows_of(text: &'static str, title: &str) -> Vec<(&'static str, &'static str)> {
     let row = |line: &'static str| {
         let mut cells = line.strip_prefix("| `")?.split(" | ");
         Some((cells.next()?.strip_suffix('`')?, cells.next()?))
     };
-    section(title).lines().filter_map(row).collect()
+    section(text, title).lines().filter_map(row).collect()
+}
+
+fn rows(title: &str) -> Vec<(&'static str, &'static str)> {
+    rows_of(README, title)
 }
 
 #[test]
@@ -103,18 +112,71 @@ fn every_command_is_in_the_readme_and_none_besides() {
     assert_eq!(told, there);
 }
 
-#[test]
-fn every_endpoint_is_in_the_readme_and_none_besides() {
-    let router = include_str!("../../src/admin/mod.rs");
-    let there: BTreeSet<&str> =
-        router.split(".route(\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
-    let told = rows("Endpoints");
-    let told: BTreeSet<&str> = told
-        .iter()
-        .filter_map(|(endpoint, _)| endpoint.split_once(' '))
-        .map(|(_, path)| path)
+/// What the README names and no OpenAPI document does, and why not.
+const UNDOCUMENTED: &[(&str, &str)] = &[
+    ("GET /metrics", "the format is Prometheus' own"),
+    ("GET /lb/session", "the data port's, for everybody"),
+    ("POST /lb/session", "the data port's, for everybody"),
+    ("POST /infer/{task_type}", "the data port's, answered by a service"),
+    ("GET /", "a page"),
+    ("GET /login", "a page"),
+    ("GET /lb/events", "a stream, which the page listens to"),
+];
+
+#[tokio::test]
+async fn every_endpoint_is_in_the_readme_and_none_besides() {
+    let gateway = Setup::bare(json!({"backends": ["http://127.0.0.1:1"]})).start().await;
+    let document = gateway.admin("/lb/openapi.json").await.json();
+    let paths = document["paths"].as_object().unwrap();
+    let documented = paths.iter().flat_map(|(path, verbs)| {
+        let verbs = verbs.as_object().unwrap();
+        verbs.keys().map(move |verb| format!("{} {path}", verb.to_uppercase()))
+    });
+    let undocumented = UNDOCUMENTED.iter().map(|(endpoint, _)| (*endpoint).to_owned());
+    let there: BTreeSet<String> = documented.chain(undocumented).collect();
+    let rows = rows("Endpoints");
+    let told: Vec<&str> =
+        rows.iter().map(|(code, _)| *code).filter(|code| code.contains(" /")).collect();
+    let set: BTreeSet<String> = told.iter().map(ToString::to_string).collect();
+    assert_eq!(told.len(), set.len(), "an endpoint stands twice: {told:?}");
+    let lacking: Vec<_> = there.difference(&set).collect();
+    let invented: Vec<_> = set.difference(&there).collect();
+    assert!(
+        lacking.is_empty() && invented.is_empty(),
+        "lacking {lacking:?}, not served {invented:?}"
+    );
+}
+
+#[tokio::test]
+async fn every_metric_is_in_the_handbook_and_none_besides() {
+    let sims = farm(1).await;
+    let gateway = Setup::of(&sims).start().await;
+    gateway.until_state("comfy-1", "up").await;
+    // Requests are counted once there was one.
+    gateway.get("10.0.0.1", "/prompt").await;
+    let page = gateway.admin("/metrics").await.text();
+    let there: BTreeSet<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .filter_map(|line| line.split(' ').next())
         .collect();
+    let rows = rows_of(OPERATIONS, "Metrics");
+    let told: BTreeSet<&str> = rows.iter().filter_map(|(code, _)| code.split('{').next()).collect();
     assert_eq!(told, there);
+}
+
+#[test]
+fn every_alert_has_its_runbook() {
+    let rules = include_str!("../../docker/prometheus/alerts.yml");
+    let there: BTreeSet<&str> =
+        rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let told: BTreeSet<&str> = section(OPERATIONS, "Runbooks")
+        .lines()
+        .filter_map(|line| line.strip_prefix("### Comfygate"))
+        .filter_map(|line| line.split([' ', ',']).next())
+        .collect();
+    let told: BTreeSet<String> = told.iter().map(|name| format!("Comfygate{name}")).collect();
+    assert_eq!(told, there.into_iter().map(str::to_owned).collect());
 }
 
 #[test]
@@ -134,17 +196,24 @@ fn every_target_of_make_that_the_readme_names_exists() {
 #[test]
 fn links_lead_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (text, folder) in [(README, root.to_owned()), (OPERATIONS, root.join("docs"))] {
+        check_links(text, &folder);
+    }
+}
+
+fn check_links(text: &str, folder: &Path) {
     let heading = |line: &str| {
         let text = line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
         text.chars().filter(|c| c.is_alphanumeric() || "-_".contains(*c)).collect::<String>()
     };
     let anchors: BTreeSet<String> =
-        README.lines().filter(|line| line.starts_with('#')).map(heading).collect();
-    let links = README.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        text.lines().filter(|line| line.starts_with('#')).map(heading).collect();
+    let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     for link in links.filter(|link| !link.starts_with("http")) {
-        match link.strip_prefix('#') {
-            Some(anchor) => assert!(anchors.contains(anchor), "#{anchor} of {anchors:?}"),
-            None => assert!(root.join(link).exists(), "{link}"),
+        let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+        assert!(folder.join(path).exists(), "{link}");
+        if path.is_empty() {
+            assert!(anchors.contains(anchor), "#{anchor} of {anchors:?}");
         }
     }
 }
