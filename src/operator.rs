@@ -278,7 +278,8 @@ impl Operator {
     fn is_empty(&self, name: &str) -> bool {
         let Ok(backend) = self.named(name) else { return false };
         let sockets = backend.live.sockets.load(std::sync::atomic::Ordering::Relaxed);
-        sockets == 0 && self.gateway.affinity.sessions(backend.id.0) == 0
+        let given_up = backend.live.standing().wanted == Wanted::Disabled;
+        sockets == 0 && (given_up || self.gateway.affinity.sessions(backend.id.0) == 0)
     }
 }
 

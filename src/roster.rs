@@ -195,7 +195,12 @@ impl Roster {
 
     /// Drains a backend that is to go with its last client.
     pub fn leave(&mut self, name: &str) -> Result<(), Refusal> {
-        self.want(name, Wanted::Draining)?;
+        // A disabled one has given up its clients already and must not get them back.
+        let wanted = match self.find(name)?.wanted {
+            Wanted::Disabled => Wanted::Disabled,
+            Wanted::Enabled | Wanted::Draining => Wanted::Draining,
+        };
+        self.want(name, wanted)?;
         self.changes.leaving.insert(name.to_owned());
         Ok(())
     }
@@ -316,5 +321,13 @@ mod tests {
         assert_eq!(roster.leaving().collect::<Vec<_>>(), ["a"]);
         roster.want("a", Wanted::Enabled).unwrap();
         assert_eq!(roster.leaving().count(), 0);
+    }
+
+    #[test]
+    fn a_disabled_backend_leaves_without_serving_again() {
+        let mut roster = Roster::new(vec![spec("a", 1)], Changes::default());
+        roster.want("a", Wanted::Disabled).unwrap();
+        roster.leave("a").unwrap();
+        assert_eq!(shown(&roster), [("a".into(), 1, Wanted::Disabled)]);
     }
 }

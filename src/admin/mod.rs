@@ -246,7 +246,7 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
     let gateway = &admin.gateway;
     let view = gateway.fleet.view();
     let healthy = view.backends.iter().any(|b| b.live.standing().is_healthy());
-    if !gateway.prober.all_known() {
+    if !gateway.prober.first_check_done() {
         return Rejection::new(Kind::NoBackend, "the first health check is not done yet")
             .retry_after(1)
             .into_response();

@@ -9,7 +9,7 @@ pub mod poll;
 pub mod push;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -35,6 +35,8 @@ pub struct Prober {
     options: ArcSwap<config::HealthCheck>,
     check: QueueCheck,
     surveyor: Arc<Surveyor>,
+    /// See [`Prober::first_check_done`].
+    checked_once: AtomicBool,
     /// Rounds that ended, over all backends.
     rounds: watch::Sender<u64>,
 }
@@ -45,7 +47,14 @@ impl Prober {
         let check = QueueCheck::new(Arc::clone(&fleet), &options)?;
         let surveyor = Arc::new(Surveyor::new(Arc::clone(&fleet), &options)?);
         let options = ArcSwap::from_pointee(options);
-        Ok(Arc::new(Self { fleet, options, check, surveyor, rounds: watch::Sender::new(0) }))
+        Ok(Arc::new(Self {
+            fleet,
+            options,
+            check,
+            surveyor,
+            checked_once: AtomicBool::new(false),
+            rounds: watch::Sender::new(0),
+        }))
     }
 
     /// Probes differently from now on.
@@ -119,6 +128,14 @@ impl Prober {
     pub fn all_known(&self) -> bool {
         let view = self.fleet.view();
         view.backends.iter().all(|b| b.live.standing().health != Health::Unknown)
+    }
+
+    /// Whether there was a moment at which every backend had been looked at. Backends that are
+    /// added later do not undo it.
+    pub fn first_check_done(&self) -> bool {
+        let done = self.checked_once.load(Relaxed) || self.all_known();
+        self.checked_once.store(done, Relaxed);
+        done
     }
 
     fn thresholds(&self) -> Thresholds {
