@@ -3,7 +3,7 @@
 # sudo without a password), or names the command that does.
 #
 #   tools/check-tools.sh             what `make run` and `make test` need
-#   tools/check-tools.sh --browser   also Chromium, for the tests in a browser
+#   tools/check-tools.sh --browser   also what some tests use: Chromium, promtool
 set -eu
 
 missing=""
@@ -25,6 +25,7 @@ has cmake || lacks cmake # builds zlib-ng, which Pingora compresses with
 if [ "${1:-}" = --browser ]; then
     has chromium || lacks chromium
     has chromedriver || lacks chromium-driver
+    has promtool || lacks prometheus # checks the metrics page and the alert rules
     python3 -m pip --version >/dev/null 2>&1 || lacks python3 python3-pip # fetches the stock page
 fi
 
