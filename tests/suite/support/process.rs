@@ -6,6 +6,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use comfygate::state::State;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
@@ -31,6 +32,7 @@ impl Setup {
             data: data.trim().parse().unwrap(),
             admin: admin.trim().parse().unwrap(),
             log,
+            setup: self.clone(),
             http: reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap(),
         }
     }
@@ -124,7 +126,9 @@ pub(crate) struct Gateway {
     pub(crate) data: SocketAddr,
     pub(crate) admin: SocketAddr,
     log: Log,
-    http: reqwest::Client,
+    setup: Setup,
+    /// Talks to it.
+    pub(crate) http: reqwest::Client,
 }
 
 impl Gateway {
@@ -157,6 +161,19 @@ impl Gateway {
     /// A GET of the admin plane.
     pub(crate) async fn admin(&self, path: &str) -> Reply {
         exchange(self.admin, &http::get(path, &[("Host", "localhost")])).await
+    }
+
+    /// The admin plane's answer to a GET, once it is right.
+    pub(crate) async fn until(&self, path: &str, right: impl Fn(&Value) -> bool) -> Value {
+        let start = Instant::now();
+        loop {
+            let answer = self.admin(path).await.json();
+            if right(&answer) {
+                return answer;
+            }
+            assert!(start.elapsed() < PATIENCE, "{path} stays {answer:#}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// `GET /lb/backends/{name}`.
@@ -214,6 +231,32 @@ impl Gateway {
     /// Ends it by SIGKILL.
     pub(crate) async fn kill(mut self) {
         self.child.kill().await.unwrap();
+    }
+
+    /// Ends it by SIGKILL and starts it again on the same state.
+    pub(crate) async fn kill_and_restart(self) -> Self {
+        let setup = self.setup.clone();
+        self.kill().await;
+        setup.start().await
+    }
+
+    /// Waits until a setting of the state is on the disk as it should be, where `kill -9` cannot
+    /// take it back. The file is locked while the gateway runs, so a copy is looked at; one made
+    /// in the middle of a write is damaged or old, and the next is made.
+    pub(crate) async fn until_stored(&self, setting: &str, right: impl Fn(&Value) -> bool) {
+        let file = self.setup.state_dir().join("state.redb");
+        let start = Instant::now();
+        loop {
+            let copy = tempfile::tempdir().unwrap();
+            std::fs::copy(&file, copy.path().join("state.redb")).unwrap();
+            let state = State::open(copy.path()).ok();
+            let found = state.and_then(|state| state.setting(setting).ok().flatten());
+            if found.as_ref().is_some_and(&right) {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "{setting} stays {found:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// A number of kilobytes out of `/proc/PID/status`.

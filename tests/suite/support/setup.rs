@@ -1,7 +1,7 @@
 //! How a gateway is set up: by a configuration file in a directory of its own. It is then started
 //! as a process, which can be killed, or inside the test's own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use comfygate::sim::Sim;
@@ -57,8 +57,16 @@ impl Setup {
         self
     }
 
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.directory().join("state")
+    }
+
     pub(crate) fn file(&self) -> PathBuf {
-        self.directory.path().join("gate.yaml")
+        self.directory().join("gate.yaml")
     }
 
     /// Writes the configuration where a gateway reads it.
