@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use comfygate::state::State;
 use parking_lot::Mutex;
+use reqwest::Method;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
@@ -41,7 +42,7 @@ impl Setup {
     pub(crate) async fn run(&self) -> Ended {
         let child = self.spawn();
         let ended = timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
-        Ended::new(ended.status, &ended.stderr)
+        Ended::new(&ended)
     }
 
     fn spawn(&self) -> Child {
@@ -70,19 +71,27 @@ fn command() -> Command {
 pub(crate) async fn run(arguments: &[&str], directory: &Path) -> Ended {
     let output = command().args(arguments).current_dir(directory).output();
     let ended = timeout(PATIENCE, output).await.expect("it ends").unwrap();
-    Ended::new(ended.status, &ended.stderr)
+    Ended::new(&ended)
 }
 
-/// How a process ended.
+/// How a process ended, and what it printed.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
 
 impl Ended {
-    fn new(status: ExitStatus, stderr: &[u8]) -> Self {
-        Self { code: status.code(), stderr: String::from_utf8_lossy(stderr).into_owned() }
+    fn new(output: &Output) -> Self {
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        Self { code: output.status.code(), stdout, stderr }
+    }
+
+    /// Whether it printed this, on either stream.
+    pub(crate) fn told(&self, part: &str) -> bool {
+        self.stdout.contains(part) || self.stderr.contains(part)
     }
 }
 
@@ -158,9 +167,24 @@ impl Gateway {
         exchange(self.data, bytes).await
     }
 
-    /// A GET of the admin plane.
+    /// A GET of the admin plane, with the token if there is one.
     pub(crate) async fn admin(&self, path: &str) -> Reply {
-        exchange(self.admin, &http::get(path, &[("Host", "localhost")])).await
+        let bearer = self.setup.token().map(|token| format!("Bearer {token}"));
+        let mut headers = vec![("Host", "localhost")];
+        headers.extend(bearer.as_deref().map(|bearer| ("Authorization", bearer)));
+        exchange(self.admin, &http::get(path, &headers)).await
+    }
+
+    /// Any call of the admin plane, with the token if there is one; null is no body.
+    pub(crate) async fn call(&self, method: Method, path: &str, body: &Value) -> Reply {
+        let mut request = self.http.request(method, format!("http://{}{path}", self.admin));
+        if let Some(token) = self.setup.token() {
+            request = request.bearer_auth(token);
+        }
+        if !body.is_null() {
+            request = request.json(body);
+        }
+        taken(request).await.expect("a response")
     }
 
     /// The admin plane's answer to a GET, once it is right.
@@ -267,7 +291,8 @@ impl Gateway {
     }
 }
 
-async fn taken(request: reqwest::RequestBuilder) -> reqwest::Result<Reply> {
+/// Sends a request and takes its response apart.
+pub(crate) async fn taken(request: reqwest::RequestBuilder) -> reqwest::Result<Reply> {
     let response = request.send().await?;
     let status = response.status().as_u16();
     let text = |value: &reqwest::header::HeaderValue| {

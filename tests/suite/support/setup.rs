@@ -57,6 +57,11 @@ impl Setup {
         self
     }
 
+    /// The admin token, if one is set.
+    pub(crate) fn token(&self) -> Option<&str> {
+        self.config["admin"]["token"].as_str()
+    }
+
     pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
     }
