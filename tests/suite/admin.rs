@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
-#[path = "admin/gate.rs"]
-mod gate;
+mod curl;
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -13,14 +13,42 @@ use comfygate::sim::{Sim, SimConfig};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use gate::{Gate, Setup, TOKEN, eventually, run};
+use curl::curl;
 
-async fn farm(count: usize) -> Vec<Sim> {
-    let mut farm = Vec::new();
-    for _ in 0..count {
-        farm.push(Sim::start(SimConfig::default()).await.unwrap());
+use crate::support::process::{run, taken};
+use crate::support::{Gateway, PATIENCE, Reply, Setup, eventually, farm, socket};
+
+const TOKEN: &str = "a-long-admin-token-of-tests";
+
+/// These servers as a configuration lists them.
+fn backends(farm: &[Sim]) -> Value {
+    json!({"backends": farm.iter().map(Sim::url).collect::<Vec<_>>()})
+}
+
+fn setup(farm: &[Sim]) -> Setup {
+    let check = json!({"health_check": {"interval": 0.5, "timeout": 10.0}});
+    Setup::plain(check).with(backends(farm))
+}
+
+fn with_token(setup: Setup) -> Setup {
+    setup.with(json!({"admin": {"token": TOKEN}}))
+}
+
+async fn post(gate: &Gateway, path: &str, body: &Value) -> Reply {
+    gate.call(Method::POST, path, body).await
+}
+
+async fn delete(gate: &Gateway, path: &str) -> Reply {
+    gate.call(Method::DELETE, path, &Value::Null).await
+}
+
+/// A GET of either port with or without a token.
+async fn plain(gate: &Gateway, port: SocketAddr, path: &str, token: Option<&str>) -> Reply {
+    let mut request = gate.http.get(format!("http://{port}{path}"));
+    if let Some(token) = token {
+        request = request.bearer_auth(token);
     }
-    farm
+    taken(request).await.unwrap()
 }
 
 /// The words of a backend as the seed's own client sends them.
@@ -33,68 +61,69 @@ fn seed_words(name: &str, sim: &Sim) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_seeds_calls_work_as_printed() {
     let farm = farm(3).await;
-    let gate = Setup::of(&farm[..2]).start().await;
+    let gate = setup(&farm[..2]).start().await;
     let admin = format!("http://{}", gate.admin);
     let words = seed_words("comfy-3", &farm[2]);
     let add = ["-X", "POST", "-H", "Content-Type: application/json", "-d", &words];
 
-    let stats = gate::curl(&[], &format!("{admin}/lb/stats")).await;
-    assert_eq!((stats.status, &stats.body["backends"]["total"]), (200, &json!(2)), "{stats:?}");
-    let added = gate::curl(&add, &format!("{admin}/lb/backends")).await;
-    assert_eq!((added.status, &added.body["name"]), (201, &json!("comfy-3")), "{added:?}");
-    assert_eq!(gate::curl(&add, &format!("{admin}/lb/backends")).await.status, 409);
-    let list = gate::curl(&[], &format!("{admin}/lb/backends")).await;
-    assert_eq!((list.status, &list.body["total"]), (200, &json!(3)), "{list:?}");
+    let stats = curl(&[], &format!("{admin}/lb/stats")).await;
+    assert_eq!((stats.status, &stats.json()["backends"]["total"]), (200, &json!(2)), "{stats:?}");
+    let added = curl(&add, &format!("{admin}/lb/backends")).await;
+    assert_eq!((added.status, &added.json()["name"]), (201, &json!("comfy-3")), "{added:?}");
+    assert_eq!(curl(&add, &format!("{admin}/lb/backends")).await.status, 409);
+    let list = curl(&[], &format!("{admin}/lb/backends")).await;
+    assert_eq!((list.status, &list.json()["total"]), (200, &json!(3)), "{list:?}");
 
     let post = ["-X", "POST"];
     for (verb, state) in [("disable", "disabled"), ("enable", "up")] {
         let url = format!("{admin}/lb/backends/comfy-3/{verb}");
-        let changed = gate::curl(&post, &url).await;
-        assert_eq!((changed.status, &changed.body["enabled"]), (200, &json!(verb == "enable")));
+        let changed = curl(&post, &url).await;
+        assert_eq!((changed.status, &changed.json()["enabled"]), (200, &json!(verb == "enable")));
         gate.until_state("comfy-3", state).await;
     }
-    let checked = gate::curl(&post, &format!("{admin}/lb/health-check")).await;
-    let states: Vec<_> = checked.body["backends"].as_array().unwrap().iter().collect();
+    let checked = curl(&post, &format!("{admin}/lb/health-check")).await.json();
+    let states: Vec<_> = checked["backends"].as_array().unwrap().iter().collect();
     assert!(states.iter().all(|backend| backend["state"] == "up"), "{checked:?}");
-    let scheduler = gate::curl(&[], &format!("{admin}/lb/scheduler")).await;
-    assert_eq!((scheduler.status, &scheduler.body["strategy"]), (200, &json!("least_busy")));
+    let scheduler = curl(&[], &format!("{admin}/lb/scheduler")).await;
+    assert_eq!((scheduler.status, &scheduler.json()["strategy"]), (200, &json!("least_busy")));
     for strategy in ["round_robin", "weighted", "least_busy"] {
         let url = format!("{admin}/lb/scheduler/strategy/{strategy}");
-        let chosen = gate::curl(&post, &url).await;
-        assert_eq!((chosen.status, &chosen.body["strategy"]), (200, &json!(strategy)));
+        let chosen = curl(&post, &url).await;
+        assert_eq!((chosen.status, &chosen.json()["strategy"]), (200, &json!(strategy)));
     }
-    let unknown = gate::curl(&post, &format!("{admin}/lb/scheduler/strategy/fastest")).await;
-    let cure = unknown.body["error"]["details"].as_str().unwrap();
-    assert!(unknown.status == 400 && cure.contains("least_busy"), "{unknown:?}");
-    let gone = gate::curl(&["-X", "DELETE"], &format!("{admin}/lb/backends/comfy-3")).await;
-    assert_eq!((gone.status, gone.body), (204, Value::Null));
+    let unknown = curl(&post, &format!("{admin}/lb/scheduler/strategy/fastest")).await;
+    let (status, told) = (unknown.status, unknown.json());
+    let cure = told["error"]["details"].as_str().unwrap();
+    assert!(status == 400 && cure.contains("least_busy"), "{told}");
+    let gone = curl(&["-X", "DELETE"], &format!("{admin}/lb/backends/comfy-3")).await;
+    assert_eq!((gone.status, gone.text()), (204, String::new()));
 
     // curl without a header calls the body a form; ComfyUI reads it all the same.
     let url = format!("{admin}/lb/backends");
-    assert_eq!(gate::curl(&["-X", "POST", "-d", &words], &url).await.status, 201);
+    assert_eq!(curl(&["-X", "POST", "-d", &words], &url).await.status, 201);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_change_leaves_an_audit_line() {
     let farm = farm(2).await;
-    let gate = Setup::of(&farm[..1]).start().await;
+    let gate = setup(&farm[..1]).start().await;
     let from = "audit: no token (127.0.0.1) changed";
     let url = farm[1].url();
-    gate.post("/lb/backends", &json!({"name": "extra", "url": url})).await;
+    post(&gate, "/lb/backends", &json!({"name": "extra", "url": url})).await;
     gate.until_logged(&format!("{from} extra: absent → {url}")).await;
     gate.until_state("extra", "up").await;
-    gate.post("/lb/backends/extra/drain", &Value::Null).await;
+    post(&gate, "/lb/backends/extra/drain", &Value::Null).await;
     gate.until_logged(&format!("{from} extra: up → draining")).await;
-    gate.post("/lb/scheduler/strategy/round_robin", &Value::Null).await;
+    post(&gate, "/lb/scheduler/strategy/round_robin", &Value::Null).await;
     gate.until_logged(&format!("{from} scheduler.strategy: least_busy → round_robin")).await;
-    gate.post("/lb/log", &json!({"verbose": true})).await;
+    post(&gate, "/lb/log", &json!({"verbose": true})).await;
     gate.until_logged(&format!("{from} log.verbose: false → true")).await;
-    gate.ask(Method::DELETE, "/lb/backends/extra", None).await;
+    delete(&gate, "/lb/backends/extra").await;
     gate.until_logged(&format!("{from} extra: {url} → absent")).await;
 }
 
 /// Sends requests as 50 clients until told to stop, and counts those that fail.
-fn load(gate: &Arc<Gate>, stop: &Arc<AtomicBool>, done: &Arc<AtomicU64>) -> Vec<Client> {
+fn load(gate: &Arc<Gateway>, stop: &Arc<AtomicBool>, done: &Arc<AtomicU64>) -> Vec<Client> {
     (0..50)
         .map(|n| {
             let (gate, stop, done) = (Arc::clone(gate), Arc::clone(stop), Arc::clone(done));
@@ -102,8 +131,8 @@ fn load(gate: &Arc<Gate>, stop: &Arc<AtomicBool>, done: &Arc<AtomicU64>) -> Vec<
                 let mut failures = Vec::new();
                 let client = format!("10.0.0.{n}");
                 while !stop.load(Relaxed) {
-                    match gate.through(&client, "/prompt").await {
-                        Ok(answer) if answer.0 == 200 => {}
+                    match gate.try_get(&client, "/prompt").await {
+                        Ok(reply) if reply.status == 200 => {}
                         other => failures.push(format!("{other:?}")),
                     }
                     done.fetch_add(1, Relaxed);
@@ -119,18 +148,18 @@ type Client = tokio::task::JoinHandle<Vec<String>>;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_changes_under_load_fail_no_request() {
     let farm = farm(4).await;
-    let gate = Arc::new(Setup::of(&farm[..3]).start().await);
+    let gate = Arc::new(setup(&farm[..3]).start().await);
     gate.until_state("comfy-1", "up").await;
     let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let clients = load(&gate, &stop, &done);
     let words = json!({"name": "extra", "url": farm[3].url()});
     for _ in 0..250 {
-        let status = gate.post("/lb/backends", &words).await.status;
+        let status = post(&gate, "/lb/backends", &words).await.status;
         assert_eq!(status, 201);
-        assert_eq!(gate.post("/lb/backends/comfy-2/disable", &Value::Null).await.status, 200);
-        let removed = gate.ask(Method::DELETE, "/lb/backends/extra", None).await;
+        assert_eq!(post(&gate, "/lb/backends/comfy-2/disable", &Value::Null).await.status, 200);
+        let removed = delete(&gate, "/lb/backends/extra").await;
         assert_eq!(removed.status, 204);
-        assert_eq!(gate.post("/lb/backends/comfy-2/enable", &Value::Null).await.status, 200);
+        assert_eq!(post(&gate, "/lb/backends/comfy-2/enable", &Value::Null).await.status, 200);
     }
     stop.store(true, Relaxed);
     let mut failures = Vec::new();
@@ -144,30 +173,30 @@ async fn a_thousand_changes_under_load_fail_no_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_survive_kill_9() {
     let farm = farm(4).await;
-    let setup = Setup::of(&farm[..3]);
+    let setup = setup(&farm[..3]);
     let gate = setup.start().await;
-    gate.post("/lb/backends", &json!({"name": "extra", "url": farm[3].url(), "weight": 7})).await;
-    gate.post("/lb/backends/comfy-1/disable", &Value::Null).await;
-    gate.post("/lb/backends/comfy-2/drain", &Value::Null).await;
-    gate.ask(Method::DELETE, "/lb/backends/comfy-3", None).await;
-    gate.post("/lb/scheduler/strategy/weighted", &Value::Null).await;
+    post(&gate, "/lb/backends", &json!({"name": "extra", "url": farm[3].url(), "weight": 7})).await;
+    post(&gate, "/lb/backends/comfy-1/disable", &Value::Null).await;
+    post(&gate, "/lb/backends/comfy-2/drain", &Value::Null).await;
+    delete(&gate, "/lb/backends/comfy-3").await;
+    post(&gate, "/lb/scheduler/strategy/weighted", &Value::Null).await;
     gate.kill().await;
     let gate = setup.start().await;
     gate.until_state("extra", "up").await;
     gate.until_state("comfy-1", "disabled").await;
     gate.until_state("comfy-2", "drain").await;
-    let list = gate.get("/lb/backends").await.body;
+    let list = gate.admin("/lb/backends").await.json();
     assert_eq!(list["total"], 3, "{list}");
     assert_eq!(gate.backend("extra").await["weight"], 7);
-    assert_eq!(gate.get("/lb/scheduler").await.body["strategy"], "weighted");
+    assert_eq!(gate.admin("/lb/scheduler").await.json()["strategy"], "weighted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_state_is_kept_aside_and_the_file_counts() {
     let farm = farm(2).await;
-    let setup = Setup::of(&farm[..1]);
+    let setup = setup(&farm[..1]);
     let gate = setup.start().await;
-    gate.post("/lb/backends", &json!({"name": "extra", "url": farm[1].url()})).await;
+    post(&gate, "/lb/backends", &json!({"name": "extra", "url": farm[1].url()})).await;
     gate.kill().await;
     let state = setup.state_dir().join("state.redb");
     let size = std::fs::metadata(&state).unwrap().len() as usize;
@@ -178,20 +207,20 @@ async fn a_damaged_state_is_kept_aside_and_the_file_counts() {
     let kept = std::fs::read_to_string(setup.directory().join(aside)).unwrap();
     assert!(kept.starts_with("no database"));
     gate.until_state("comfy-1", "up").await;
-    assert_eq!(gate.get("/lb/backends").await.body["total"], 1);
+    assert_eq!(gate.admin("/lb/backends").await.json()["total"], 1);
     // It keeps changes again.
-    let added = gate.post("/lb/backends", &json!({"name": "b", "url": farm[1].url()})).await;
+    let added = post(&gate, "/lb/backends", &json!({"name": "b", "url": farm[1].url()})).await;
     assert_eq!(added.status, 201);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_of_the_file_wins_over_one_added_by_hand() {
     let farm = farm(3).await;
-    let setup = Setup::of(&farm[..1]);
+    let setup = setup(&farm[..1]);
     let gate = setup.start().await;
-    gate.post("/lb/backends", &json!({"name": "comfy-2", "url": farm[2].url()})).await;
+    post(&gate, "/lb/backends", &json!({"name": "comfy-2", "url": farm[2].url()})).await;
     gate.kill().await;
-    let setup = setup.with_backends(&farm[..2]);
+    let setup = setup.with(backends(&farm[..2]));
     let gate = setup.start().await;
     gate.until_logged("the backend comfy-2 added by hand is left out, the file wins").await;
     assert_eq!(gate.backend("comfy-2").await["url"], farm[1].url());
@@ -200,68 +229,71 @@ async fn a_backend_of_the_file_wins_over_one_added_by_hand() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_draining_backend_keeps_its_clients_and_leaves_with_the_last() {
     let farm = farm(2).await;
-    let gate = Setup::of(&farm).start().await;
+    let gate = setup(&farm).start().await;
     gate.until_state("comfy-1", "up").await;
     gate.until_state("comfy-2", "up").await;
-    let (old, backend) = ("10.1.0.1", gate.through("10.1.0.1", "/prompt").await.unwrap().1);
-    let socket = gate.socket(old).await;
+    let (old, reply) = ("10.1.0.1", gate.get("10.1.0.1", "/prompt").await);
+    let backend = reply.backend();
+    let from = [("x-forwarded-for", old)];
+    let (socket, _) = socket::open(gate.data, "/ws?clientId=test", &from).await.unwrap();
 
     let leave = format!("/lb/backends/{backend}?drain=true");
-    let drained = gate.ask(Method::DELETE, &leave, None).await;
-    assert_eq!((drained.status, &drained.body["state"]), (202, &json!("drain")), "{drained:?}");
-    assert_eq!(gate.through(old, "/prompt").await.unwrap().1, backend, "an old client stays");
+    let drained = delete(&gate, &leave).await;
+    assert_eq!((drained.status, &drained.json()["state"]), (202, &json!("drain")), "{drained:?}");
+    assert_eq!(gate.get(old, "/prompt").await.backend(), backend, "an old client stays");
     let mut homes = HashSet::new();
     for n in 0..40 {
-        homes.insert(gate.through(&format!("10.2.0.{n}"), "/prompt").await.unwrap().1);
+        homes.insert(gate.get(format!("10.2.0.{n}"), "/prompt").await.backend().to_owned());
     }
-    assert!(!homes.contains(&backend) && homes.len() == 1, "new clients go elsewhere: {homes:?}");
-    assert_eq!(gate.backend(&backend).await["state"], "drain");
+    assert!(!homes.contains(backend) && homes.len() == 1, "new clients go elsewhere: {homes:?}");
+    assert_eq!(gate.backend(backend).await["state"], "drain");
 
     drop(socket);
-    eventually("it goes with its last client", async || {
-        gate.ask(Method::GET, &format!("/lb/backends/{backend}"), None).await.status == 404
+    eventually("it goes with its last client", PATIENCE, async || {
+        gate.admin(&format!("/lb/backends/{backend}")).await.status == 404
     })
     .await;
-    let (status, home) = gate.through(old, "/prompt").await.unwrap();
-    assert!(status == 200 && home != backend, "{status} {home}");
+    let moved = gate.get(old, "/prompt").await;
+    assert!(moved.status == 200 && moved.backend() != backend, "{moved:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_guards_both_ports() {
     let farm = farm(1).await;
-    let open = Setup::of(&farm).start().await;
-    assert_eq!(open.plain(open.data, "/lb/stats", None).await.status, 404);
-    assert_eq!(open.plain(open.data, "/lb/stats", Some("anything")).await.status, 404);
-    assert_eq!(open.plain(open.admin, "/lb/stats", None).await.status, 200);
+    let open = setup(&farm).start().await;
+    assert_eq!(plain(&open, open.data, "/lb/stats", None).await.status, 404);
+    assert_eq!(plain(&open, open.data, "/lb/stats", Some("anything")).await.status, 404);
+    assert_eq!(plain(&open, open.admin, "/lb/stats", None).await.status, 200);
 
-    let gate = Setup::of(&farm).with_token().start().await;
+    let gate = with_token(setup(&farm)).start().await;
     gate.until_state("comfy-1", "up").await;
     for port in [gate.admin, gate.data] {
         for shown in [None, Some("wrong"), Some("")] {
-            let refused = gate.plain(port, "/lb/stats", shown).await;
+            let refused = plain(&gate, port, "/lb/stats", shown).await;
             assert_eq!(refused.status, 401, "{port} {shown:?}");
-            assert_eq!(refused.body["error"]["type"], "unauthorized");
+            assert_eq!(refused.json()["error"]["type"], "unauthorized");
         }
-        assert_eq!(gate.plain(port, "/lb/stats", Some(TOKEN)).await.status, 200);
-        let document = gate.plain(port, "/lb/openapi.json", Some(TOKEN)).await.body;
+        assert_eq!(plain(&gate, port, "/lb/stats", Some(TOKEN)).await.status, 200);
+        let document = plain(&gate, port, "/lb/openapi.json", Some(TOKEN)).await.json();
         assert!(document["paths"]["/lb/backends"]["post"].is_object(), "{port}");
     }
     for path in ["/healthz", "/readyz"] {
-        assert_eq!(gate.plain(gate.admin, path, None).await.status, 200, "{path}");
+        assert_eq!(plain(&gate, gate.admin, path, None).await.status, 200, "{path}");
     }
-    gate.post("/lb/backends/comfy-1/disable", &Value::Null).await;
+    post(&gate, "/lb/backends/comfy-1/disable", &Value::Null).await;
     gate.until_logged("audit: token (127.0.0.1) changed comfy-1: up → disabled").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_operate_a_gateway_and_tell_how_it_went() {
     let farm = farm(2).await;
-    let gate = Setup::of(&farm[..1]).with_token().start().await;
+    let gate = with_token(setup(&farm[..1])).start().await;
     gate.until_state("comfy-1", "up").await;
     let admin = format!("http://{}", gate.admin);
-    let with = |words: &[&str]| {
-        let end = ["--admin", &admin, "--token", TOKEN].map(str::to_owned);
-        words.iter().map(|&word| word.to_owned()).chain(end).collect::<Vec<_>>()
+    let directory = tempfile::tempdir().unwrap();
+    let call = async |words: &[&str]| {
+        let words = [words, &["--admin", &admin, "--token", TOKEN]].concat();
+        run(&words, directory.path()).await
     };
     let url = farm[1].url();
     let steps: [(&[&str], i32, &str); 14] = [
@@ -281,16 +313,16 @@ async fn the_commands_operate_a_gateway_and_tell_how_it_went() {
         (&["healthcheck"], 0, ""),
     ];
     for (words, code, told) in steps {
-        let ended = run(&with(words)).await;
+        let ended = call(words).await;
         assert_eq!(ended.code, Some(code), "{words:?}: {ended:?}");
-        assert!(ended.text.contains(told), "{words:?}: {ended:?}");
+        assert!(ended.told(told), "{words:?}: {ended:?}");
     }
-    let wrong = ["status", "--admin", &admin, "--token", "wrong"].map(str::to_owned);
-    assert_eq!(run(&wrong).await.code, Some(2));
+    let wrong = ["status", "--admin", &admin, "--token", "wrong"];
+    assert_eq!(run(&wrong, directory.path()).await.code, Some(2));
     gate.kill().await;
     for words in [&["status"][..], &["healthcheck"], &["drain", "comfy-1"]] {
-        let ended = run(&with(words)).await;
-        assert!(ended.code == Some(1) && ended.text.contains("cannot be reached"), "{ended:?}");
+        let ended = call(words).await;
+        assert!(ended.code == Some(1) && ended.told("cannot be reached"), "{ended:?}");
     }
 }
 
@@ -312,9 +344,9 @@ async fn the_inventory_is_shown_and_the_doctor_tells_the_differences() {
         Sim::start(other).await.unwrap(),
         Sim::start(SimConfig::default()).await.unwrap(),
     ];
-    let gate = Setup::of(&farm).start().await;
-    eventually("versions are read", async || {
-        let list = gate.get("/lb/backends").await.body;
+    let gate = setup(&farm).start().await;
+    eventually("versions are read", PATIENCE, async || {
+        let list = gate.admin("/lb/backends").await.json();
         let versions: Vec<_> =
             (0..3).map(|n| list["backends"][n]["version"].as_str().map(str::to_owned)).collect();
         versions == ["0.8.0", "0.9.9", "0.8.0"].map(|version| Some(version.to_owned()))
@@ -328,7 +360,7 @@ async fn the_inventory_is_shown_and_the_doctor_tells_the_differences() {
 
     farm.remove(2).kill().await;
     gate.until_state("comfy-3", "down").await;
-    let told = gate.get("/lb/doctor").await.body;
+    let told = gate.admin("/lb/doctor").await.json();
     let difference = |kind: &str, item: &str, have: &str, lack: &str| json!({"kind": kind, "item": item, "have": [have], "lack": [lack]});
     assert_eq!(
         told,

@@ -2,88 +2,29 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
-mod chrome;
 mod people;
 mod protection;
 
-use std::future::Future;
-use std::time::Duration;
-
-use comfygate::config::{Sources, load};
-use comfygate::server::Server;
 use comfygate::sim::{Sim, SimConfig};
 use futures_util::StreamExt;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
 
-/// What two busy cores get for any one thing.
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::support::{Embedded, PATIENCE, Setup, eventually, numbered};
 
-/// A gateway in this process, ended with its value.
-struct Gateway {
-    data: String,
-    admin: String,
-    running: JoinHandle<()>,
-    _state: TempDir,
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        self.running.abort();
+/// A gateway in front of `gpu-1`, `gpu-2`, …
+async fn gateway(farm: &[&Sim], token: Option<&str>) -> Embedded {
+    let setup = Setup::plain(json!({"backends": numbered("gpu", farm)}));
+    match token {
+        Some(token) => setup.with(json!({"admin": {"token": token}})),
+        None => setup,
     }
-}
-
-impl Gateway {
-    async fn over(farm: &[&Sim], token: Option<&str>) -> Self {
-        let state = tempfile::tempdir().unwrap();
-        let backends: Vec<_> = (1..)
-            .zip(farm)
-            .map(|(n, sim)| json!({"name": format!("gpu-{n}"), "url": sim.url()}))
-            .collect();
-        let mut config = json!({
-            "server": {"host": "127.0.0.1", "port": 0},
-            "admin": {"listen": "127.0.0.1:0"},
-            "state_dir": state.path().join("state"),
-            "backends": backends,
-        });
-        if let Some(token) = token {
-            config["admin"]["token"] = token.into();
-        }
-        let file = state.path().join("comfygate.yaml");
-        std::fs::write(&file, config.to_string()).unwrap();
-        let sources = Sources { file: Some(file), ..Sources::default() };
-        let loaded = load(&sources).unwrap_or_else(|problems| panic!("{problems}"));
-        let server = Server::prepare(sources, loaded).unwrap();
-        let data = format!("http://{}", server.data_address().unwrap());
-        let admin = format!("http://{}", server.admin_address().unwrap());
-        let running = tokio::spawn(async move { server.run().await.unwrap() });
-        let gateway = Self { data, admin, running, _state: state };
-        let ready = || async {
-            let reply = reqwest::get(format!("{}/readyz", gateway.admin)).await.ok()?;
-            (reply.status() == StatusCode::OK).then_some(())
-        };
-        until("the gateway to be ready", ready).await;
-        gateway
-    }
+    .embed()
+    .await
 }
 
 async fn sim(seed: u64) -> Sim {
     Sim::start(SimConfig { seed, ..SimConfig::default() }).await.unwrap()
-}
-
-/// Polls until there is something.
-async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
-        sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// A stream of events as it comes.
@@ -93,7 +34,7 @@ struct Events {
 }
 
 impl Events {
-    async fn open(client: &Client, gateway: &Gateway) -> Self {
+    async fn open(client: &Client, gateway: &Embedded) -> Self {
         let reply = client.get(format!("{}/lb/events", gateway.admin)).send().await.unwrap();
         assert_eq!(reply.status(), StatusCode::OK);
         assert_eq!(reply.headers()["content-type"], "text/event-stream");
@@ -134,7 +75,7 @@ impl Events {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_tells_everything_first_and_then_what_changes() {
     let (one, two) = (sim(1).await, sim(2).await);
-    let gateway = Gateway::over(&[&one, &two], None).await;
+    let gateway = gateway(&[&one, &two], None).await;
     let client = Client::new();
     let mut events = Events::open(&client, &gateway).await;
     for name in ["gpu-1", "gpu-2"] {
@@ -173,7 +114,7 @@ async fn a_stream_tells_everything_first_and_then_what_changes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_listen_and_the_next_is_told_to_come_back() {
     let one = sim(1).await;
-    let gateway = Gateway::over(&[&one], None).await;
+    let gateway = gateway(&[&one], None).await;
     let client = Client::new();
     let mut listening = Vec::new();
     for _ in 0..comfygate::admin::events::MAX_CLIENTS {
@@ -198,8 +139,8 @@ async fn two_hundred_listen_and_the_next_is_told_to_come_back() {
             .is_success()
     );
     listening.clear();
-    until("a seat", || async {
-        (client.get(&url).send().await.ok()?.status() == StatusCode::OK).then_some(())
+    eventually("a seat", PATIENCE, async || {
+        client.get(&url).send().await.is_ok_and(|reply| reply.status() == StatusCode::OK)
     })
     .await;
 }

@@ -4,7 +4,6 @@ mod admin;
 mod affinity;
 mod alerts;
 mod browser;
-mod child;
 mod config;
 mod conformance;
 mod dashboard;

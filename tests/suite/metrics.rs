@@ -5,22 +5,19 @@
 #![allow(clippy::float_cmp, reason = "what is compared are whole numbers")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write as _};
+use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use comfygate::sim::{Sim, SimConfig};
+use comfygate::sim::Sim;
 use futures_util::StreamExt;
 use reqwest::{Client, Method};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
-/// Nothing of this file takes so long unless it is stuck.
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::support::{Gateway, PATIENCE, Setup, client, eventually, farm};
 
 /// Everything that spec.md promises, after `comfygate_`.
 const PROMISED: [&str; 19] = [
@@ -45,63 +42,29 @@ const PROMISED: [&str; 19] = [
     "config_last_reload_success",
 ];
 
-/// `comfygate` as a process of its own, over simulated servers; ends with its owner.
+/// A gateway process whose metrics are looked at.
 struct Running {
-    process: Child,
-    directory: tempfile::TempDir,
-    data: String,
-    admin: String,
+    setup: Setup,
+    gateway: Gateway,
 }
 
 impl Running {
-    fn start(config: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join("c.yaml");
-        std::fs::write(&file, Self::with_listeners(directory.path(), config)).unwrap();
-        let mut process = Command::new(env!("CARGO_BIN_EXE_comfygate"))
-            .arg("-c")
-            .arg(&file)
-            .env_remove("RUST_LOG")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = BufReader::new(process.stderr.take().unwrap());
-        let (tell, told) = channel();
-        std::thread::spawn(move || {
-            for line in log.lines().map_while(Result::ok) {
-                let addresses = line.split_once("listening on ").map(|(_, rest)| rest.to_owned());
-                let _ = addresses.map(|addresses| tell.send(addresses));
-            }
-        });
-        let addresses = match told.recv_timeout(PATIENCE) {
-            Ok(addresses) => addresses,
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                let _ = process.kill();
-                panic!("the gateway did not start: {:?}", process.wait());
-            }
-        };
-        let (data, admin) = addresses.split_once(", admin on ").unwrap();
-        Self { process, directory, data: data.into(), admin: admin.into() }
-    }
-
-    fn with_listeners(directory: &Path, config: &str) -> String {
-        format!(
-            "server: {{host: 127.0.0.1, port: 0, trusted_proxies: [127.0.0.1], threads: 2}}\n\
-             state_dir: '{}'\nlimits: {{body_size: 100KB}}\n{config}",
-            directory.join("state").display()
-        )
+    async fn start(keys: Value) -> Self {
+        let setup =
+            Setup::plain(json!({"server": {"threads": 2}, "limits": {"body_size": "100KB"}}));
+        let gateway = setup.clone().with(keys).start().await;
+        Self { setup, gateway }
     }
 
     /// Writes another configuration and has it read.
-    fn reload(&self, config: &str) {
-        let text = Self::with_listeners(self.directory.path(), config);
-        std::fs::write(self.directory.path().join("c.yaml"), text).unwrap();
-        let pid = self.process.id().to_string();
-        assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+    async fn reload(&self, keys: Value) {
+        self.setup.clone().with(keys).write();
+        self.gateway.signal("HUP").await;
     }
 
     async fn page(&self) -> Page {
-        let response = reqwest::get(format!("http://{}/metrics", self.admin)).await.unwrap();
+        let response =
+            reqwest::get(format!("http://{}/metrics", self.gateway.admin)).await.unwrap();
         assert_eq!(response.status(), 200);
         let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
         assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
@@ -118,13 +81,6 @@ impl Running {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
@@ -190,39 +146,28 @@ const ASKED: [(&str, &str, &str); 7] = [
     ("GET", "/queue", "foreign"),
 ];
 
-fn backends(sims: &[Sim]) -> String {
-    let mut text = String::from("backends:\n");
-    for (name, sim) in ["a", "b", "c", "d"].iter().zip(sims) {
-        writeln!(text, "  - {{name: {name}, url: '{}'}}", sim.url()).unwrap();
-    }
-    text
+fn backends(sims: &[Sim]) -> Value {
+    let named = ["a", "b", "c", "d"].iter().zip(sims);
+    named.map(|(name, sim)| json!({"name": name, "url": sim.url()})).collect()
 }
 
-fn config(sims: &[Sim]) -> String {
-    format!(
-        "{}admin: {{listen: 127.0.0.1:0}}\nhealth_check: {{interval: 200ms, timeout: 10s}}\n",
-        backends(sims)
-    )
-}
-
-async fn farm(count: usize) -> Vec<Sim> {
-    let mut sims = Vec::new();
-    for _ in 0..count {
-        sims.push(Sim::start(SimConfig::default()).await.unwrap());
-    }
-    sims
-}
-
-fn address(number: u32) -> String {
-    format!("10.{}.{}.{}", number >> 16, (number >> 8) & 255, number & 255)
+fn config(sims: &[Sim]) -> Value {
+    let check = json!({"interval": "200ms", "timeout": "10s"});
+    json!({"backends": backends(sims), "health_check": check})
 }
 
 /// One request of one client; what it was answered is noted.
-async fn ask(client: &Client, to: &str, asked: (&str, &str, &str), from: u32, tally: &mut Tally) {
+async fn ask(
+    http: &Client,
+    to: SocketAddr,
+    asked: (&str, &str, &str),
+    from: usize,
+    tally: &mut Tally,
+) {
     let (method, path, body) = asked;
-    let mut request = client
+    let mut request = http
         .request(Method::from_bytes(method.as_bytes()).unwrap(), format!("http://{to}{path}"))
-        .header("x-forwarded-for", address(from));
+        .header("x-forwarded-for", client(from));
     if body == "foreign" {
         request = request.header("origin", "http://evil.example");
     } else if !body.is_empty() {
@@ -238,19 +183,19 @@ async fn ask(client: &Client, to: &str, asked: (&str, &str, &str), from: u32, ta
 
 /// Clients of these numbers ask for everything, or for one thing, four at a time.
 async fn load(
-    to: &str,
-    clients: std::ops::Range<u32>,
+    to: SocketAddr,
+    clients: std::ops::Range<usize>,
     asked: &'static [(&str, &str, &str)],
 ) -> Tally {
-    let client = Client::builder().no_proxy().build().unwrap();
+    let http = Client::builder().no_proxy().build().unwrap();
     let workers = (0..4).map(|worker| {
-        let (client, to) = (client.clone(), to.to_owned());
-        let mine: Vec<u32> = clients.clone().filter(|number| number % 4 == worker).collect();
+        let http = http.clone();
+        let mine: Vec<usize> = clients.clone().filter(|number| number % 4 == worker).collect();
         tokio::spawn(async move {
             let mut tally = Tally::new();
             for from in mine {
                 for &request in asked {
-                    ask(&client, &to, request, from, &mut tally).await;
+                    ask(&http, to, request, from, &mut tally).await;
                 }
             }
             tally
@@ -269,20 +214,11 @@ fn add(all: &mut Tally, more: Tally) {
     }
 }
 
-/// Sends bytes and returns the code of the answer.
-async fn raw(to: &str, bytes: &[u8]) -> u16 {
-    let mut stream = TcpStream::connect(to).await.unwrap();
-    stream.write_all(bytes).await.unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.unwrap();
-    std::str::from_utf8(&answer[9..12]).unwrap().parse().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn counts_agree_with_the_load_to_the_request() {
     let mut sims = farm(3).await;
-    let running = Running::start(&config(&sims));
-    let mut tally = load(&running.data, 0..60, &ASKED).await;
+    let running = Running::start(config(&sims)).await;
+    let mut tally = load(running.gateway.data, 0..60, &ASKED).await;
     for (bytes, method) in [
         ("nonsense\r\n\r\n", "OTHER"),
         ("GET / HTTP/1.1\r\n\r\n", "GET"),
@@ -290,13 +226,13 @@ async fn counts_agree_with_the_load_to_the_request() {
         ("GET /lb/stats HTTP/1.1\r\nhost: x\r\n\r\n", "GET"),
         ("GET /ws HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n", "GET"),
     ] {
-        note(&mut tally, "", method, raw(&running.data, bytes.as_bytes()).await);
+        note(&mut tally, "", method, running.gateway.raw(bytes.as_bytes()).await.status);
     }
     let mut sockets = Vec::new();
     for number in 0..20 {
-        let url = format!("ws://{}/ws?clientId=c{number}", running.data);
+        let url = format!("ws://{}/ws?clientId=c{number}", running.gateway.data);
         let mut request = url.into_client_request().unwrap();
-        request.headers_mut().insert("x-forwarded-for", address(number).parse().unwrap());
+        request.headers_mut().insert("x-forwarded-for", client(number).parse().unwrap());
         let (mut socket, response) = tokio_tungstenite::connect_async(request).await.unwrap();
         let backend = response.headers()["x-comfygate-backend"].to_str().unwrap();
         note(&mut tally, backend, "GET", 101);
@@ -322,7 +258,7 @@ async fn counts_agree_with_the_load_to_the_request() {
 
     // A backend dies: its clients go elsewhere, and every request still counts once.
     sims.remove(0).kill().await;
-    add(&mut tally, load(&running.data, 0..60, &ASKED[1..2]).await);
+    add(&mut tally, load(running.gateway.data, 0..60, &ASKED[1..2]).await);
     let page = running.page_when(|page| page.requests() == tally).await;
     assert_eq!(page.requests(), tally);
     assert!(page.value("comfygate_failovers_total") > 0.0);
@@ -336,11 +272,11 @@ async fn counts_agree_with_the_load_to_the_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_clients_make_no_series_of_their_own() {
     let sims = farm(3).await;
-    let running = Running::start(&config(&sims));
-    let few = load(&running.data, 0..100, &ASKED[..2]).await;
+    let running = Running::start(config(&sims)).await;
+    let few = load(running.gateway.data, 0..100, &ASKED[..2]).await;
     let before = running.page_when(|page| page.requests() == few).await.0;
     let mut tally = few;
-    add(&mut tally, load(&running.data, 100..1100, &ASKED[1..2]).await);
+    add(&mut tally, load(running.gateway.data, 100..1100, &ASKED[1..2]).await);
     let after = running.page_when(|page| page.requests() == tally).await;
     assert_eq!(after.value("comfygate_sessions"), 1100.0);
     let names = |page: &Page| page.series().keys().map(|&name| name.to_owned()).collect::<Vec<_>>();
@@ -350,32 +286,31 @@ async fn a_thousand_clients_make_no_series_of_their_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_backend_takes_its_series_along() {
     let sims = farm(3).await;
-    let running = Running::start(&config(&sims));
-    load(&running.data, 0..30, &ASKED[..1]).await;
+    let running = Running::start(config(&sims)).await;
+    load(running.gateway.data, 0..30, &ASKED[..1]).await;
     let of_c = |page: &Page| page.0.matches("backend=\"c\"").count();
     assert!(of_c(&running.page().await) > 10);
-    running.reload(&config(&sims[..2]));
+    running.reload(config(&sims[..2])).await;
     let page = running.page_when(|page| of_c(page) == 0).await;
     assert_eq!(of_c(&page), 0, "{}", page.0);
 
     let reloaded = "comfygate_config_last_reload_success";
     assert_eq!(page.value(reloaded), 1.0);
-    running.reload("backends: nonsense\n");
+    running.reload(json!({"backends": "nonsense"})).await;
     let page = running.page_when(|page| page.value(reloaded) == 0.0).await;
     assert_eq!(page.value(reloaded), 0.0);
-    running.reload(&config(&sims));
+    running.reload(config(&sims)).await;
     let page = running.page_when(|page| page.value(reloaded) == 1.0).await;
     assert_eq!((page.value(reloaded), of_c(&page) > 0), (1.0, true));
 
     // The token guards this page as it does the others.
-    let token = "admin: {listen: 127.0.0.1:0, token: s3cret}\n";
-    running.reload(&format!("{}{token}", backends(&sims)));
-    let url = format!("http://{}/metrics", running.admin);
-    let deadline = Instant::now() + PATIENCE;
-    while reqwest::get(&url).await.unwrap().status() != 401 {
-        assert!(Instant::now() < deadline, "the token is not asked for");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let token = json!({"token": "s3cret"});
+    running.reload(json!({"backends": backends(&sims), "admin": token})).await;
+    let url = format!("http://{}/metrics", running.gateway.admin);
+    eventually("the token is asked for", PATIENCE, async || {
+        reqwest::get(&url).await.unwrap().status() == 401
+    })
+    .await;
     let shown = Client::new().get(&url).bearer_auth("s3cret").send().await.unwrap();
     assert_eq!(shown.status(), 200);
 }
@@ -407,8 +342,8 @@ fn promtool(arguments: &[&str], input: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_has_what_is_promised_and_promtool_is_content() {
     let sims = farm(2).await;
-    let running = Running::start(&config(&sims));
-    load(&running.data, 0..10, &ASKED).await;
+    let running = Running::start(config(&sims)).await;
+    load(running.gateway.data, 0..10, &ASKED).await;
     let page = running.page().await;
     let promised: BTreeSet<&str> = PROMISED.into_iter().collect();
     assert_eq!(page.families(), promised);
@@ -442,8 +377,7 @@ fn dashboard_and_rules_name_only_metrics_that_exist() {
     let rules = rules["groups"][0]["rules"].as_sequence().unwrap();
     let in_rules: BTreeSet<String> =
         rules.iter().flat_map(|rule| named(rule["expr"].as_str().unwrap())).collect();
-    let board: serde_json::Value =
-        serde_json::from_str(&read("docker/grafana/comfygate.json")).unwrap();
+    let board: Value = serde_json::from_str(&read("docker/grafana/comfygate.json")).unwrap();
     let panels = board["panels"].as_array().unwrap();
     let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
     let in_board: BTreeSet<String> =

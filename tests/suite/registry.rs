@@ -17,10 +17,13 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::process::Command;
 use tokio::task::JoinHandle;
 
-use crate::child::Gateway;
+use crate::support::{Gateway, Setup};
 
-/// A farm of one server that nobody listens at: services need none.
-const NO_FARM: &str = "backends: ['http://127.0.0.1:9']\n";
+/// A gateway whose farm is one server that nobody listens at: services need none.
+async fn gateway_with(keys: Value) -> Gateway {
+    Setup::plain(json!({"backends": ["http://127.0.0.1:9"]})).with(keys).start().await
+}
+
 const REGISTER: &str = "/api/v1/ai_analysis/register";
 const SERVICES: &str = "/api/v1/ai_analysis/services";
 
@@ -86,7 +89,8 @@ fn registration(endpoint: &str, task_type: &str) -> Value {
 }
 
 async fn post(gateway: &Gateway, path: &str, body: &Value) -> (StatusCode, Value) {
-    let request = gateway.client.post(format!("{}{path}", gateway.admin)).body(body.to_string());
+    let request =
+        gateway.http.post(format!("http://{}{path}", gateway.admin)).body(body.to_string());
     let reply = request.send().await.unwrap();
     (reply.status(), reply.json().await.unwrap())
 }
@@ -98,8 +102,8 @@ async fn register(gateway: &Gateway, endpoint: &str, task_type: &str) -> Value {
 }
 
 async fn call(gateway: &Gateway, task_type: &str) -> reqwest::Response {
-    let url = format!("{}/infer/{task_type}", gateway.data);
-    gateway.client.post(url).body("picture").send().await.unwrap()
+    let url = format!("http://{}/infer/{task_type}", gateway.data);
+    gateway.http.post(url).body("picture").send().await.unwrap()
 }
 
 fn backend_of(reply: &reqwest::Response) -> &str {
@@ -109,7 +113,7 @@ fn backend_of(reply: &reqwest::Response) -> &str {
 /// The commands of the seed as they are printed, host and port aside.
 #[tokio::test]
 async fn the_seeds_curl_calls_work_as_printed() {
-    let gateway = Gateway::start(NO_FARM);
+    let gateway = gateway_with(json!({})).await;
     for port in [7901, 7902, 7902] {
         let body = format!(
             r#"{{
@@ -120,14 +124,14 @@ async fn the_seeds_curl_calls_work_as_printed() {
     "version": "1.0.0"
   }}"#
         );
-        let url = format!("{}{REGISTER}", gateway.admin);
+        let url = format!("http://{}{REGISTER}", gateway.admin);
         let out = Command::new("curl")
             .args(["-sS", "-f", "-X", "POST", &url, "-d", &body])
             .output()
             .await;
         assert!(out.unwrap().status.success(), "port {port}");
     }
-    let url = format!("{}{SERVICES}", gateway.admin);
+    let url = format!("http://{}{SERVICES}", gateway.admin);
     let out = Command::new("curl").args(["-sS", "-f", &url]).output().await.unwrap();
     let listed: Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(listed["total"], 2, "{listed:#}");
@@ -143,7 +147,7 @@ async fn the_seeds_curl_calls_work_as_printed() {
 
 #[tokio::test]
 async fn requests_go_to_the_fewest_calls_at_the_path_that_was_registered() {
-    let gateway = Gateway::start(NO_FARM);
+    let gateway = gateway_with(json!({})).await;
     let (one, two) = (Inference::start(), Inference::start());
     let first = register(&gateway, &one.endpoint(), "人数统计").await;
     register(&gateway, &format!("http://{}/v2/run/", two.address), "人数统计").await;
@@ -161,12 +165,13 @@ async fn requests_go_to_the_fewest_calls_at_the_path_that_was_registered() {
     assert_eq!(bodies[0]["host"], one.address.to_string());
     assert_eq!(bodies[0]["for"], "127.0.0.1");
     assert_eq!((one.served(), two.served()), (3, 3));
-    let stats = gateway.ask(&format!("{SERVICES}/stats/人数统计")).await;
+    let url = format!("http://{}{SERVICES}/stats/人数统计", gateway.admin);
+    let stats: Value = gateway.http.get(url).send().await.unwrap().json().await.unwrap();
     assert_eq!((&stats["total"], &stats["call_count"]), (&json!(2), &json!(6)), "{stats:#}");
     assert_eq!(stats["healthy"], 2);
 
     // Bytes as they are typed into a shell, not encoded, mean the same.
-    let url = format!("{}/infer/人数统计", gateway.data);
+    let url = format!("http://{}/infer/人数统计", gateway.data);
     let out = Command::new("curl").args(["-sS", "-f", "-d", "x", &url]).output().await.unwrap();
     assert!(out.status.success(), "{out:?}");
     assert_eq!(one.served() + two.served(), 7);
@@ -174,11 +179,11 @@ async fn requests_go_to_the_fewest_calls_at_the_path_that_was_registered() {
 
 #[tokio::test]
 async fn large_bodies_stream_through_and_too_large_ones_do_not() {
-    let gateway = Gateway::start(&format!("{NO_FARM}limits: {{body_size: 5MB}}\n"));
+    let gateway = gateway_with(json!({"limits": {"body_size": "5MB"}})).await;
     let server = Inference::start();
     register(&gateway, &server.endpoint(), "blob").await;
-    let url = format!("{}/infer/blob", gateway.data);
-    let send = |size: usize| gateway.client.post(&url).body(vec![b'x'; size]).send();
+    let url = format!("http://{}/infer/blob", gateway.data);
+    let send = |size: usize| gateway.http.post(&url).body(vec![b'x'; size]).send();
     let reply: Value = send(4_000_000).await.unwrap().json().await.unwrap();
     assert_eq!(reply["bytes"], 4_000_000);
     assert_eq!(send(6_000_000).await.unwrap().status(), 413);
@@ -187,7 +192,7 @@ async fn large_bodies_stream_through_and_too_large_ones_do_not() {
 
 #[tokio::test]
 async fn what_no_service_does_is_a_404_that_names_what_there_is() {
-    let gateway = Gateway::start(NO_FARM);
+    let gateway = gateway_with(json!({})).await;
     register(&gateway, "http://127.0.0.1:9/x", "a/b <c>").await;
     for path in ["nothing", "a", "a%2Fb"] {
         let reply = call(&gateway, path).await;
@@ -196,9 +201,10 @@ async fn what_no_service_does_is_a_404_that_names_what_there_is() {
         assert_eq!(error["error"]["type"], "not_found");
         assert_eq!(error["error"]["details"], "there are: a/b <c>");
     }
-    let missing = gateway.client.get(format!("{}{SERVICES}/stats/x", gateway.admin)).send().await;
+    let missing =
+        gateway.http.get(format!("http://{}{SERVICES}/stats/x", gateway.admin)).send().await;
     assert_eq!(missing.unwrap().status(), 404);
-    let wrong = gateway.client.get(format!("{}/infer/x", gateway.data)).send().await.unwrap();
+    let wrong = gateway.http.get(format!("http://{}/infer/x", gateway.data)).send().await.unwrap();
     assert_eq!(
         (wrong.status().as_u16(), &wrong.headers()["allow"]),
         (405, &"POST".parse().unwrap())
@@ -209,7 +215,7 @@ async fn what_no_service_does_is_a_404_that_names_what_there_is() {
 #[tokio::test]
 async fn before_anything_registers_the_path_is_the_farms() {
     let farm = Sim::start(SimConfig::default()).await.unwrap();
-    let gateway = Gateway::start(&format!("backends: ['{}']\n", farm.url()));
+    let gateway = gateway_with(json!({"backends": [farm.url()]})).await;
     gateway.until("/lb/backends", |answer| answer["backends"][0]["state"] == "up").await;
     assert_eq!(backend_of(&call(&gateway, "x").await), "comfy-1", "a custom node may serve it");
     let server = Inference::start();
@@ -224,7 +230,7 @@ async fn before_anything_registers_the_path_is_the_farms() {
 
 #[tokio::test]
 async fn a_dead_instance_is_passed_over_and_comes_back() {
-    let gateway = Gateway::start(NO_FARM);
+    let gateway = gateway_with(json!({})).await;
     let (one, two) = (Inference::start(), Inference::start());
     register(&gateway, &one.endpoint(), "count").await;
     register(&gateway, &two.endpoint(), "count").await;
@@ -234,7 +240,7 @@ async fn a_dead_instance_is_passed_over_and_comes_back() {
         assert_eq!((reply.status().as_u16(), backend_of(&reply)), (200, "yolo11x:2"));
     }
     assert_eq!(two.served(), 20);
-    let listed = gateway.ask(SERVICES).await;
+    let listed = gateway.admin(SERVICES).await.json();
     assert_eq!(listed["services"][0]["healthy"], false, "{listed:#}");
 
     let address_of_two = two.stop().await;
@@ -254,7 +260,7 @@ async fn a_dead_instance_is_passed_over_and_comes_back() {
 
 #[tokio::test]
 async fn concurrent_requests_are_counted_to_the_request() {
-    let gateway = Gateway::start(NO_FARM);
+    let gateway = gateway_with(json!({})).await;
     let servers = [Inference::start(), Inference::start(), Inference::start()];
     for server in &servers {
         register(&gateway, &server.endpoint(), "count").await;
@@ -265,13 +271,13 @@ async fn concurrent_requests_are_counted_to_the_request() {
     for server in &servers {
         assert_eq!(server.served(), 100);
     }
-    let stats = gateway.ask(&format!("{SERVICES}/stats/count")).await;
+    let stats = gateway.admin(&format!("{SERVICES}/stats/count")).await.json();
     assert_eq!(stats["call_count"], 300);
 }
 
 #[tokio::test]
 async fn services_and_their_counts_survive_kill_9() {
-    let gateway = Gateway::start(NO_FARM);
+    let gateway = gateway_with(json!({})).await;
     let server = Inference::start();
     for _ in 0..3 {
         register(&gateway, &server.endpoint(), "count").await;
@@ -280,9 +286,9 @@ async fn services_and_their_counts_survive_kill_9() {
     // A registration is written within a second, and the counts so far with it.
     register(&gateway, "http://127.0.0.1:9/x", "other").await;
     let all = |kept: &Value| kept.as_array().is_some_and(|kept| kept.len() == 2);
-    gateway.stored("services", all).await;
-    let gateway = gateway.kill_and_restart();
-    let listed = gateway.ask(SERVICES).await;
+    gateway.until_stored("services", all).await;
+    let gateway = gateway.kill_and_restart().await;
+    let listed = gateway.admin(SERVICES).await.json();
     assert_eq!(listed["total"], 2, "{listed:#}");
     assert_eq!(listed["services"][0]["call_count"], 3);
     assert_eq!(listed["services"][0]["name"], "YOLOv11x人头检测");
@@ -291,7 +297,7 @@ async fn services_and_their_counts_survive_kill_9() {
 
 #[tokio::test]
 async fn silence_takes_a_service_away_and_heartbeats_keep_it() {
-    let gateway = Gateway::start(NO_FARM);
+    let gateway = gateway_with(json!({})).await;
     let beat = "/api/v1/ai_analysis/heartbeat";
     for (port, seconds) in [(1, 1), (2, 3600)] {
         let mut wanted = registration(&format!("http://127.0.0.1:{port}/x"), "count");
@@ -308,7 +314,7 @@ async fn silence_takes_a_service_away_and_heartbeats_keep_it() {
 
 #[tokio::test]
 async fn bad_registrations_are_refused_with_the_field_that_is_wrong() {
-    let gateway = Gateway::start(NO_FARM);
+    let gateway = gateway_with(json!({})).await;
     let with = |key: &str, value: Value| {
         let mut wanted = registration("http://127.0.0.1:9/x", "count");
         wanted[key] = value;
@@ -333,26 +339,26 @@ async fn bad_registrations_are_refused_with_the_field_that_is_wrong() {
         // serde names the expected type, not the field, of a wrong one.
         assert!(told.contains(word) || told.contains("expected a sequence"), "{body}: {told}");
     }
-    assert_eq!(gateway.ask(SERVICES).await["total"], 0);
+    assert_eq!(gateway.admin(SERVICES).await.json()["total"], 0);
     let foreign = gateway
-        .client
-        .post(format!("{}{REGISTER}", gateway.admin))
+        .http
+        .post(format!("http://{}{REGISTER}", gateway.admin))
         .header("origin", "https://evil.example")
         .body(registration("http://127.0.0.1:9/x", "count").to_string());
     assert_eq!(foreign.send().await.unwrap().status(), 403);
-    let wrong = gateway.client.put(format!("{}{SERVICES}", gateway.admin)).send().await.unwrap();
+    let wrong =
+        gateway.http.put(format!("http://{}{SERVICES}", gateway.admin)).send().await.unwrap();
     assert_eq!(wrong.status(), 405);
     assert!(wrong.headers()["allow"].to_str().unwrap().contains("GET"));
 }
 
 #[tokio::test]
 async fn the_token_and_the_allowed_networks_are_in_force() {
-    let gateway = Gateway::start(&format!(
-        "{NO_FARM}admin: {{listen: '127.0.0.1:0', token: t0ken, allow_endpoints: [10.0.0.0/8]}}\n"
-    ));
-    let url = format!("{}{REGISTER}", gateway.admin);
+    let gateway =
+        gateway_with(json!({"admin": {"token": "t0ken", "allow_endpoints": ["10.0.0.0/8"]}})).await;
+    let url = format!("http://{}{REGISTER}", gateway.admin);
     let send = |endpoint: &str, token: &str| {
-        let request = gateway.client.post(&url).bearer_auth(token);
+        let request = gateway.http.post(&url).bearer_auth(token);
         request.body(registration(endpoint, "count").to_string()).send()
     };
     assert_eq!(send("http://10.0.0.1:1/x", "wrong").await.unwrap().status(), 401);

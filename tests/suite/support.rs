@@ -1,4 +1,5 @@
-//! Fixtures: gateways and simulators as processes, misbehaving backends, clients.
+//! Fixtures: gateways in this process and as processes, simulators, misbehaving backends, clients,
+//! a browser.
 //!
 //! Each owns its port (the system picks a free one) and ends with its value. A gateway is set up
 //! as a user would, by a configuration file:
@@ -11,10 +12,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
+pub(crate) mod chrome;
 pub(crate) mod echo;
+pub(crate) mod embedded;
 pub(crate) mod fake;
 pub(crate) mod http;
 pub(crate) mod process;
+pub(crate) mod setup;
 pub(crate) mod socket;
 
 use std::time::{Duration, Instant};
@@ -22,12 +26,15 @@ use std::time::{Duration, Instant};
 use comfygate::sim::{Sim, SimConfig};
 use serde_json::{Value, json};
 
+pub(crate) use embedded::Embedded;
 pub(crate) use fake::{Act, Fake, Request};
 pub(crate) use http::{Reply, exchange};
-pub(crate) use process::{Ended, Gateway, Setup, SimProcess};
+pub(crate) use process::{Ended, Gateway, SimProcess};
+pub(crate) use setup::Setup;
 
-/// How long anything may take that is not itself what a test is about.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// How long anything may take that is not itself what a test is about; ample, for machines that
+/// are busy.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Whether sizes and counts are to be those of the issue, for which there is more time.
 pub(crate) fn is_full() -> bool {
@@ -70,6 +77,12 @@ pub(crate) async fn farm(count: usize) -> Vec<Sim> {
         farm.push(Sim::start(SimConfig::default()).await.unwrap());
     }
     farm
+}
+
+/// These simulators as a configuration lists them: `NAME-1`, `NAME-2`, …
+pub(crate) fn numbered(name: &str, farm: &[&Sim]) -> Value {
+    let items = (1..).zip(farm);
+    items.map(|(n, sim)| json!({"name": format!("{name}-{n}"), "url": sim.url()})).collect()
 }
 
 /// A prompt that runs for a minute.

@@ -2,72 +2,26 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
-use std::time::{Duration, Instant};
-
-use comfygate::config::{Sources, load};
-use comfygate::server::Server;
 use comfygate::sim::{Sim, SimConfig};
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio::task::JoinHandle;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::support::{Embedded, PATIENCE, Setup, eventually, numbered};
+
 /// The client that asks unless a test says otherwise.
 const ME: &str = "10.1.0.1";
 
-/// A gateway in this process, ended with its value.
-struct Gateway {
-    data: String,
-    admin: String,
-    client: Client,
-    running: JoinHandle<()>,
-    _state: TempDir,
-}
-
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        self.running.abort();
-    }
-}
+/// A gateway in this process, and what its tests ask of it.
+struct Gateway(Embedded);
 
 impl Gateway {
     async fn over(farm: &[&Sim]) -> Self {
-        Self::with(farm, &json!({})).await
+        Self::with(farm, json!({})).await
     }
 
-    async fn with(farm: &[&Sim], more: &Value) -> Self {
-        let state = tempfile::tempdir().unwrap();
-        let backends: Vec<_> = (1..)
-            .zip(farm)
-            .map(|(n, sim)| json!({"name": format!("gpu-{n}"), "url": sim.url()}))
-            .collect();
-        let mut config = json!({
-            "server": {"host": "127.0.0.1", "port": 0, "trusted_proxies": ["127.0.0.1/32"]},
-            "admin": {"listen": "127.0.0.1:0"},
-            "state_dir": state.path().join("state"),
-            "backends": backends,
-        });
-        for (key, value) in more.as_object().unwrap() {
-            config[key] = value.clone();
-        }
-        let file = state.path().join("comfygate.yaml");
-        std::fs::write(&file, config.to_string()).unwrap();
-        let sources = Sources { file: Some(file), ..Sources::default() };
-        let loaded = load(&sources).unwrap_or_else(|problems| panic!("{problems}"));
-        let server = Server::prepare(sources, loaded).unwrap();
-        let data = format!("http://{}", server.data_address().unwrap());
-        let admin = format!("http://{}", server.admin_address().unwrap());
-        let running = tokio::spawn(async move { server.run().await.unwrap() });
-        let client = Client::builder().no_proxy().build().unwrap();
-        let gateway = Self { data, admin, client, running, _state: state };
-        let ready = format!("{}/readyz", gateway.admin);
-        eventually("the gateway is ready", async || {
-            let answer = gateway.client.get(&ready).send().await;
-            answer.is_ok_and(|answer| answer.status().is_success())
-        })
-        .await;
-        gateway
+    async fn with(farm: &[&Sim], more: Value) -> Self {
+        let setup = Setup::plain(json!({"backends": numbered("gpu", farm)}));
+        Self(setup.with(more).embed().await)
     }
 
     /// A request of a client to the data port.
@@ -78,7 +32,7 @@ impl Gateway {
         path: &str,
         body: Option<&Value>,
     ) -> (StatusCode, Value) {
-        let request = self.client.request(method, format!("{}{path}", self.data));
+        let request = self.0.http.request(method, format!("{}{path}", self.0.data));
         let request = request.header("x-forwarded-for", client);
         send(if let Some(body) = body { request.json(body) } else { request }).await
     }
@@ -95,7 +49,7 @@ impl Gateway {
     }
 
     async fn admin(&self, method: Method, path: &str) -> (StatusCode, Value) {
-        send(self.client.request(method, format!("{}{path}", self.admin))).await
+        send(self.0.http.request(method, format!("{}{path}", self.0.admin))).await
     }
 
     async fn task(&self, id: &str) -> Value {
@@ -106,8 +60,10 @@ impl Gateway {
 
     /// The task, once it is in this state.
     async fn until(&self, id: &str, state: &str) -> Value {
-        eventually(&format!("{id} is {state}"), async || self.task(id).await["state"] == state)
-            .await;
+        eventually(&format!("{id} is {state}"), PATIENCE, async || {
+            self.task(id).await["state"] == state
+        })
+        .await;
         self.task(id).await
     }
 
@@ -121,14 +77,6 @@ async fn send(request: reqwest::RequestBuilder) -> (StatusCode, Value) {
     let status = answer.status();
     let text = answer.text().await.unwrap();
     (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
-}
-
-async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let start = Instant::now();
-    while !condition().await {
-        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 async fn sim() -> Sim {
@@ -205,15 +153,17 @@ async fn prompts_deleted_and_cleared_by_their_clients_are_cancelled() {
     }
     gateway.until(&ids[0], "running").await;
     for (position, id) in ids.iter().enumerate() {
-        eventually("positions are those of the queue", async || {
+        eventually("positions are those of the queue", PATIENCE, async || {
             gateway.task(id).await["position"] == position
         })
         .await;
     }
     gateway.post("/api/queue", &json!({"delete": [ids[1]]})).await;
     gateway.until(&ids[1], "cancelled").await;
-    eventually("the next one moves up", async || gateway.task(&ids[2]).await["position"] == 1)
-        .await;
+    eventually("the next one moves up", PATIENCE, async || {
+        gateway.task(&ids[2]).await["position"] == 1
+    })
+    .await;
     gateway.post("/queue", &json!({"clear": true})).await;
     for id in &ids[2..] {
         gateway.until(id, "cancelled").await;
@@ -279,7 +229,8 @@ async fn every_prompt_of_a_burst_is_followed_to_its_end() {
         async move { gateway.prompt(&format!("10.2.0.{}", n % 5), &paced(0.01, n, -1)).await }
     });
     let ids = futures_util::future::join_all(posts).await;
-    eventually("all have ended", async || gateway.counts().await["completed"] == 60).await;
+    eventually("all have ended", PATIENCE, async || gateway.counts().await["completed"] == 60)
+        .await;
     let page = gateway.admin(Method::GET, "/lb/tasks?state=completed&limit=50&offset=20").await.1;
     assert_eq!((&page["total"], &page["limit"]), (&json!(60), &json!(50)));
     assert_eq!(page["tasks"].as_array().unwrap().len(), 40);
@@ -303,10 +254,10 @@ async fn a_backend_without_prompts_of_ours_is_left_alone() {
     let before = looks();
     // Past the gateway: its events reach us, its prompts are not ours.
     for seed in 2..6 {
-        let direct = gateway.client.post(format!("{}/prompt", sim.url())).json(&quick(seed));
+        let direct = gateway.0.http.post(format!("{}/prompt", sim.url())).json(&quick(seed));
         assert_eq!(send(direct).await.0, StatusCode::OK);
     }
-    eventually("they have run", async || sim.finished() == 5).await;
+    eventually("they have run", PATIENCE, async || sim.finished() == 5).await;
     assert_eq!(looks(), before);
 }
 
@@ -314,7 +265,7 @@ async fn a_backend_without_prompts_of_ours_is_left_alone() {
 async fn without_push_the_polls_tell_the_end() {
     let sim = sim().await;
     let check = json!({"health_check": {"push": false, "interval": 0.3}});
-    let gateway = Gateway::with(&[&sim], &check).await;
+    let gateway = Gateway::with(&[&sim], check).await;
     let id = gateway.prompt(ME, &paced(0.4, 1, -1)).await;
     gateway.until(&id, "completed").await;
 }
@@ -336,7 +287,7 @@ async fn a_caller_sees_where_it_stands_without_a_token() {
     let first = gateway.prompt(ME, &long(1)).await;
     gateway.until(&first, "running").await;
     gateway.prompt("10.1.0.2", &long(2)).await;
-    eventually("the other one is first in line", async || {
+    eventually("the other one is first in line", PATIENCE, async || {
         session("10.1.0.2").await["position"] == 1
     })
     .await;
@@ -358,7 +309,7 @@ async fn a_choice_by_hand_sticks_and_is_refused_for_backends_out_of_service() {
     let backends = json!([{"name": "gpu-1", "url": sims[0].url()},
         {"name": "gpu-2", "url": sims[1].url()}, {"name": "dead", "url": url},
         {"name": "off", "url": "http://127.0.0.1:9", "enabled": false}]);
-    let gateway = Gateway::with(&[], &json!({"backends": backends})).await;
+    let gateway = Gateway::with(&[], json!({"backends": backends})).await;
     for name in ["gpu-1", "gpu-2", "gpu-1"] {
         let (status, session) = gateway.post("/lb/session", &json!({"backend": name})).await;
         assert_eq!((status, &session["backend"]), (StatusCode::OK, &json!(name)));
@@ -381,7 +332,7 @@ async fn a_choice_by_hand_sticks_and_is_refused_for_backends_out_of_service() {
     assert_eq!(session["backend"], "gpu-1", "what was refused changed nothing");
     let (status, _) = gateway.ask(ME, Method::PUT, "/lb/session", None).await;
     assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
-    let foreign = gateway.client.post(format!("{}/lb/session", gateway.data));
+    let foreign = gateway.0.http.post(format!("{}/lb/session", gateway.0.data));
     let foreign =
         foreign.header("origin", "http://evil.example").json(&json!({"backend": "gpu-2"}));
     assert_eq!(send(foreign).await.0, StatusCode::FORBIDDEN);
@@ -391,9 +342,9 @@ async fn a_choice_by_hand_sticks_and_is_refused_for_backends_out_of_service() {
 async fn a_tab_asks_and_chooses_under_its_prefix() {
     let sims = [sim().await, sim().await];
     let affinity = json!({"session": {"affinity": "tab"}});
-    let gateway = Gateway::with(&[&sims[0], &sims[1]], &affinity).await;
+    let gateway = Gateway::with(&[&sims[0], &sims[1]], affinity).await;
     let page = Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
-    let page = page.build().unwrap().get(&gateway.data).header("accept", "text/html");
+    let page = page.build().unwrap().get(&gateway.0.data).header("accept", "text/html");
     let answer = page.header("sec-fetch-mode", "navigate").send().await.unwrap();
     let home = answer.headers()["location"].to_str().unwrap().to_owned();
     let path = format!("{home}lb/session");

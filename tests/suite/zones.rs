@@ -4,32 +4,37 @@
 
 use std::collections::BTreeSet;
 
-use comfygate::sim::{Sim, SimConfig};
-use serde_json::Value;
+use comfygate::sim::Sim;
+use serde_json::{Value, json};
 
-use crate::child::Gateway;
+use crate::support::{Gateway, Setup, farm};
 
-const FAST: &str = "health_check: {interval: 50ms, push: false}\n";
-const ZONES: &str = "scheduler: {zone_header: X-Zone, zones: {eu: [10.1.0.0/16], us: [10.2.0.0/16]}, \
-                     zone_spill: 2}\n";
-
-async fn farm(count: u64) -> Vec<Sim> {
-    let mut sims = Vec::new();
-    for seed in 0..count {
-        sims.push(Sim::start(SimConfig { seed, ..SimConfig::default() }).await.unwrap());
-    }
-    sims
+/// Two zones by network or by header.
+fn zones() -> Value {
+    let zones = json!({"eu": ["10.1.0.0/16"], "us": ["10.2.0.0/16"]});
+    json!({"zone_header": "X-Zone", "zones": zones, "zone_spill": 2})
 }
 
 /// A gateway in front of the servers, each with its own words.
-async fn gateway(sims: &[Sim], words: &[&str], more: &str) -> Gateway {
-    let items = sims.iter().zip(words).enumerate();
-    let items: Vec<String> = items
+async fn gateway(sims: &[Sim], words: &[Value], scheduler: Value) -> Gateway {
+    let backends: Value = sims
+        .iter()
+        .zip(words)
+        .enumerate()
         .map(|(n, (sim, words))| {
-            format!("  - {{name: comfy-{n}, url: '{}', {words}}}\n", sim.url())
+            let mut backend = words.clone();
+            backend["name"] = format!("comfy-{n}").into();
+            backend["url"] = sim.url().into();
+            backend
         })
         .collect();
-    let gateway = Gateway::start(&format!("{FAST}{more}backends:\n{}", items.concat()));
+    let gateway = Setup::plain(json!({
+        "health_check": {"interval": "50ms", "push": false},
+        "scheduler": scheduler,
+        "backends": backends,
+    }))
+    .start()
+    .await;
     gateway.until("/lb/backends", |answer| all(answer, |backend| backend["state"] == "up")).await;
     gateway
 }
@@ -49,7 +54,7 @@ async fn visit(
     path: &str,
     header: Option<(&str, &str)>,
 ) -> (u16, String) {
-    let mut request = gateway.client.get(format!("{}{path}", gateway.data));
+    let mut request = gateway.http.get(format!("http://{}{path}", gateway.data));
     request = request.header("x-forwarded-for", address).header("accept", "text/html");
     if let Some((name, value)) = header {
         request = request.header(name, value);
@@ -60,12 +65,14 @@ async fn visit(
     (reply.status().as_u16(), backend)
 }
 
-const EU_AND_US: [&str; 2] = ["labels: {zone: eu}", "labels: {zone: us}"];
+fn eu_and_us() -> [Value; 2] {
+    ["eu", "us"].map(|zone| json!({"labels": {"zone": zone}}))
+}
 
 #[tokio::test]
 async fn clients_stay_in_their_zone_until_it_is_fuller_by_more_than_the_spill() {
     let sims = farm(2).await;
-    let gateway = gateway(&sims, &EU_AND_US, ZONES).await;
+    let gateway = gateway(&sims, &eu_and_us(), zones()).await;
     for n in 1..20 {
         assert_eq!(goes(&gateway, &format!("10.1.0.{n}"), None).await.1, "comfy-0");
         assert_eq!(goes(&gateway, &format!("10.2.0.{n}"), None).await.1, "comfy-1");
@@ -95,7 +102,7 @@ async fn goes_owned(gateway: &Gateway, address: String) -> String {
 #[tokio::test]
 async fn a_trusted_proxy_names_the_zone_and_a_zone_without_backends_is_none() {
     let sims = farm(2).await;
-    let gateway = gateway(&sims, &EU_AND_US, ZONES).await;
+    let gateway = gateway(&sims, &eu_and_us(), zones()).await;
     for n in 1..10 {
         let us = goes(&gateway, &format!("10.1.0.{n}"), Some(("x-zone", "us"))).await;
         assert_eq!(us.1, "comfy-1", "the header beats the network");
@@ -106,19 +113,21 @@ async fn a_trusted_proxy_names_the_zone_and_a_zone_without_backends_is_none() {
 #[tokio::test]
 async fn a_zone_that_is_down_is_left() {
     let mut sims = farm(2).await;
-    let gateway = gateway(&sims, &EU_AND_US, ZONES).await;
+    let gateway = gateway(&sims, &eu_and_us(), zones()).await;
     sims.remove(0).kill().await;
     gateway.until("/lb/backends", |answer| answer["backends"][0]["state"] == "down").await;
     assert_eq!(goes(&gateway, "10.1.0.1", None).await, (200, "comfy-1".into()));
 }
 
-const TYPES: [&str; 3] =
-    ["task_types: [video, image]", "task_types: [image]", "task_types: [audio]"];
+fn types() -> [Value; 3] {
+    let lists = [json!(["video", "image"]), json!(["image"]), json!(["audio"])];
+    lists.map(|types| json!({"task_types": types}))
+}
 
 #[tokio::test]
 async fn marked_requests_go_where_such_work_is_done_and_take_their_client_along() {
     let sims = farm(3).await;
-    let gateway = gateway(&sims, &TYPES, "").await;
+    let gateway = gateway(&sims, &types(), json!({})).await;
     let mark = |task_type: &'static str| Some(("x-comfygate-task-type", task_type));
     for n in 1..15 {
         let address = format!("10.1.0.{n}");
@@ -133,9 +142,9 @@ async fn marked_requests_go_where_such_work_is_done_and_take_their_client_along(
 #[tokio::test]
 async fn work_that_nobody_does_is_a_clear_503() {
     let mut sims = farm(3).await;
-    let gateway = gateway(&sims, &TYPES, "").await;
+    let gateway = gateway(&sims, &types(), json!({})).await;
     let ask = |task_type: &'static str| {
-        let request = gateway.client.get(format!("{}/prompt", gateway.data));
+        let request = gateway.http.get(format!("http://{}/prompt", gateway.data));
         request.header("x-comfygate-task-type", task_type).send()
     };
     let reply = ask("smell").await.unwrap();
@@ -159,8 +168,8 @@ async fn work_that_nobody_does_is_a_clear_503() {
 #[tokio::test]
 async fn opening_the_page_with_a_task_type_marks_the_client_until_it_is_taken_off() {
     let mut sims = farm(3).await;
-    let words = ["task_types: [video]", "task_types: [image]", "task_types: [video]"];
-    let gateway = gateway(&sims, &words, "").await;
+    let words = ["video", "image", "video"].map(|kind| json!({"task_types": [kind]}));
+    let gateway = gateway(&sims, &words, json!({})).await;
     let client = "10.1.0.1";
     let (_, home) = visit(&gateway, client, "/?task_type=video", None).await;
     assert!(home == "comfy-0" || home == "comfy-2", "{home}");
@@ -180,7 +189,7 @@ async fn opening_the_page_with_a_task_type_marks_the_client_until_it_is_taken_of
 #[tokio::test]
 async fn a_backend_that_lists_nothing_does_anything() {
     let sims = farm(2).await;
-    let gateway = gateway(&sims, &["task_types: [image]", "weight: 1"], "").await;
+    let gateway = gateway(&sims, &[json!({"task_types": ["image"]}), json!({})], json!({})).await;
     for n in 1..10 {
         let marked = Some(("x-comfygate-task-type", "video"));
         assert_eq!(goes(&gateway, &format!("10.1.0.{n}"), marked).await.1, "comfy-1");

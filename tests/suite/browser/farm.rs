@@ -1,20 +1,17 @@
 //! Simulated servers and a gateway in front of them, in this process, on free ports.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use comfygate::config::{self, Flags, Sources};
-use comfygate::server::Server;
 use comfygate::sim::{Sim, SimConfig};
-use tempfile::TempDir;
-use tokio::task::JoinHandle;
+use serde_json::json;
+
+use crate::support::{Embedded, Setup, numbered};
 
 pub(crate) struct Farm {
     pub(crate) sims: Vec<Sim>,
     /// The gateway's address, `http://127.0.0.1:PORT`.
     pub(crate) url: String,
-    running: JoinHandle<anyhow::Result<()>>,
-    _state: TempDir,
+    _gateway: Embedded,
 }
 
 impl Farm {
@@ -26,29 +23,15 @@ impl Farm {
             let config = SimConfig { seed, speed: 10.0, web_root, ..SimConfig::default() };
             sims.push(Sim::start(config).await.unwrap());
         }
-        let state = tempfile::tempdir().unwrap();
-        let state_dir = state.path().join("state");
-        let env = [
-            ("COMFYGATE__STATE_DIR", state_dir.to_str().unwrap()),
-            ("COMFYGATE__SESSION__AFFINITY", affinity),
-            ("COMFYGATE__ADMIN__LISTEN", "127.0.0.1:0"),
+        let gateway = Setup::plain(json!({
+            "backends": numbered("comfy", &sims.iter().collect::<Vec<_>>()),
+            "session": {"affinity": affinity},
             // Else the servers count the gateway's own sockets.
-            ("COMFYGATE__HEALTH_CHECK__PUSH", "false"),
-        ];
-        let urls: Vec<String> = sims.iter().map(Sim::url).collect();
-        let sources = Sources {
-            file: None,
-            env: BTreeMap::from(env.map(|(name, value)| (name.to_owned(), value.to_owned()))),
-            flags: Flags {
-                host: Some("127.0.0.1".to_owned()),
-                port: Some(0),
-                backends: Some(urls.join(",")),
-            },
-        };
-        let loaded = config::load(&sources).unwrap();
-        let server = Server::prepare(sources, loaded).unwrap();
-        let url = format!("http://{}", server.data_address().unwrap());
-        Self { sims, url, running: tokio::spawn(server.run()), _state: state }
+            "health_check": {"push": false},
+        }))
+        .embed()
+        .await;
+        Self { sims, url: gateway.data.clone(), _gateway: gateway }
     }
 
     /// The server behind a backend's name: `comfy-1` is the first.
@@ -63,11 +46,5 @@ impl Farm {
             seen == method && target.split('?').next() == Some(path)
         };
         sim.requests().iter().filter(|request| same(request)).count()
-    }
-}
-
-impl Drop for Farm {
-    fn drop(&mut self) {
-        self.running.abort();
     }
 }

@@ -4,16 +4,42 @@
 // clippy.toml lets tests do this; it does not see that a test's helpers are tests, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod chrome;
 mod farm;
 mod page;
+
+use std::path::{Path, PathBuf};
 
 use axum::Router;
 use axum::response::Html;
 use axum::routing::get;
-use chrome::{Chrome, Tools, until};
 use farm::Farm;
 use page::Workflow;
+
+use crate::support::chrome::{Chrome, Programs, found};
+use crate::support::{PATIENCE, eventually};
+
+/// What a browser test needs besides cargo.
+struct Tools {
+    programs: Programs,
+    /// The stock page's static folder.
+    web_root: PathBuf,
+}
+
+impl Tools {
+    fn find() -> Option<Self> {
+        found(Self::look())
+    }
+
+    fn look() -> Result<Self, &'static str> {
+        let programs = Programs::look()?;
+        let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/web-root/static");
+        let web_root = std::env::var_os("COMFYGATE_WEB_ROOT").map_or_else(default, PathBuf::from);
+        if !web_root.join("index.html").is_file() {
+            return Err("the stock page is missing (tests/fetch-web-root.sh brings it)");
+        }
+        Ok(Self { programs, web_root })
+    }
+}
 
 /// What a ComfyUI without saved settings and workflows says 404 to when its page is loaded, as
 /// recorded; the icon the browser asks for by itself comes on top.
@@ -46,7 +72,7 @@ async fn the_stock_page_loads_and_runs_a_workflow_straight_and_through_the_gatew
     let Some(tools) = Tools::find() else { return };
     let farm = Farm::start(2, "ip", Some(&tools.web_root)).await;
     let straight = Farm::start(1, "ip", Some(&tools.web_root)).await;
-    let chrome = Chrome::start(&tools).await;
+    let chrome = Chrome::start(&tools.programs).await;
     loads_and_runs(&chrome, &straight.sims[0].url()).await;
     loads_and_runs(&chrome, &farm.url).await;
 
@@ -76,7 +102,7 @@ async fn two_tabs_of_one_address_use_two_servers_with_page_api_and_socket() {
     const TWO: Workflow = Workflow { name: "two", seed: 2, seconds: 1.0, steps: 4 };
     let Some(tools) = Tools::find() else { return };
     let farm = Farm::start(3, "tab", Some(&tools.web_root)).await;
-    let chrome = Chrome::start(&tools).await;
+    let chrome = Chrome::start(&tools.programs).await;
 
     let first = chrome.client.window().await.unwrap();
     chrome.open_page(&farm.url).await;
@@ -130,7 +156,7 @@ async fn two_tabs_of_one_address_use_two_servers_with_page_api_and_socket() {
 async fn absolute_addresses_in_a_tab_belong_to_it() {
     let Some(tools) = Tools::find() else { return };
     let farm = Farm::start(3, "tab", None).await;
-    let chrome = Chrome::start(&tools).await;
+    let chrome = Chrome::start(&tools.programs).await;
     for name in ["comfy-1", "comfy-2", "comfy-3"] {
         chrome.client.goto(&format!("{}/@{name}/", farm.url)).await.unwrap();
         let script = "return (await fetch('/system_stats')).headers.get('x-comfygate-backend')";
@@ -142,7 +168,7 @@ async fn absolute_addresses_in_a_tab_belong_to_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_small_page_runs_a_prompt_under_every_affinity() {
     let Some(tools) = Tools::find() else { return };
-    let chrome = Chrome::start(&tools).await;
+    let chrome = Chrome::start(&tools.programs).await;
     for affinity in ["ip", "cookie", "tab"] {
         let farm = Farm::start(2, affinity, None).await;
         chrome.client.goto(&farm.url).await.unwrap();
@@ -190,7 +216,7 @@ async fn a_page_of_another_site_gets_nothing_while_the_stock_page_works() {
     let Some(tools) = Tools::find() else { return };
     let farm = Farm::start(1, "ip", Some(&tools.web_root)).await;
     let port = evil_site().await;
-    let chrome = Chrome::start(&tools).await;
+    let chrome = Chrome::start(&tools.programs).await;
 
     // Another site, and the same host under another port: to a browser the latter is the same site.
     for host in ["localhost", "127.0.0.1"] {
@@ -198,9 +224,9 @@ async fn a_page_of_another_site_gets_nothing_while_the_stock_page_works() {
         chrome.client.goto(&url).await.unwrap();
         assert_eq!(chrome.run("return await attack()").await, "closed", "{host}");
         chrome.run("document.forms[0].submit()").await;
-        until("the form's reply", || async {
-            let source = chrome.client.source().await.ok()?;
-            source.contains(r#""type":"forbidden""#).then_some(())
+        eventually("the form's reply", PATIENCE, async || {
+            let source = chrome.client.source().await;
+            source.is_ok_and(|source| source.contains(r#""type":"forbidden""#))
         })
         .await;
         let refused = chrome.complaints().await.requests;

@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use comfygate::sim::image_of_seed;
 use serde_json::Value;
 
-use super::chrome::Chrome;
+use crate::support::chrome::Chrome;
 
 /// True once the page has its socket, its nodes and the workflow it starts with (an empty one on
 /// the first visit); what is loaded before that would be replaced.

@@ -5,14 +5,15 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::chrome::{Chrome, programs};
-use super::{Gateway, sim};
+use super::{gateway, sim};
+use crate::support::Embedded;
+use crate::support::chrome::{Chrome, Programs};
 
 /// A killed backend must be seen within this time.
 const SEEN_WITHIN: Duration = Duration::from_secs(6);
 
 /// Posts a prompt that runs for long; gives its id.
-async fn post_long_prompt(gateway: &Gateway) -> String {
+async fn post_long_prompt(gateway: &Embedded) -> String {
     let prompt = json!({"prompt": {
         "1": {"class_type": "PacedImage", "inputs":
             {"seconds": 300, "steps": 300, "seed": 1, "fail_at": -1, "preview": false}},
@@ -37,10 +38,10 @@ async fn says(chrome: &Chrome, name: &str, word: &str) {
 }
 
 async fn an_operators_day(lang: &str, width: u32, words: [&str; 4]) {
-    let Some(programs) = programs() else { return };
+    let Some(programs) = Programs::find() else { return };
     let [up, draining, down, cancelled] = words;
     let (one, two, three) = (sim(1).await, sim(2).await, sim(3).await);
-    let gateway = Gateway::over(&[&one, &two], None).await;
+    let gateway = gateway(&[&one, &two], None).await;
     let chrome = Chrome::start(&programs).await;
     chrome.be_wide(width).await;
     chrome.client.goto(&format!("{}/?lang={lang}", gateway.admin)).await.unwrap();
@@ -99,8 +100,8 @@ async fn an_operators_day(lang: &str, width: u32, words: [&str; 4]) {
     chrome.until(&format!("!document.querySelector('{}')", row("gpu-2"))).await;
 
     assert_eq!(chrome.value("window.same === true").await, json!(true), "loaded again");
-    let complaints = chrome.complaints().await;
-    assert!(complaints.is_empty(), "{complaints:#?}");
+    let warnings = chrome.warnings().await;
+    assert!(warnings.is_empty(), "{warnings:#?}");
     chrome.client.clone().close().await.unwrap();
 }
 
@@ -116,9 +117,9 @@ async fn an_operator_works_in_chinese_on_a_phone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_person_logs_in_with_the_token_acts_and_logs_out() {
-    let Some(programs) = programs() else { return };
+    let Some(programs) = Programs::find() else { return };
     let one = sim(1).await;
-    let gateway = Gateway::over(&[&one], Some("the-right-token")).await;
+    let gateway = gateway(&[&one], Some("the-right-token")).await;
     let chrome = Chrome::start(&programs).await;
     chrome.client.goto(&gateway.admin).await.unwrap();
     chrome.until("location.pathname === '/login'").await;
@@ -132,8 +133,8 @@ async fn a_person_logs_in_with_the_token_acts_and_logs_out() {
     chrome
         .until("document.querySelector('#rows [data-f=state]').dataset.state === 'disabled'")
         .await;
-    let complaints = chrome.complaints().await;
-    assert!(complaints.is_empty(), "{complaints:#?}");
+    let warnings = chrome.warnings().await;
+    assert!(warnings.is_empty(), "{warnings:#?}");
 
     chrome.click("form[action='/dashboard/logout'] button").await;
     chrome.until("location.pathname === '/login'").await;

@@ -3,7 +3,7 @@
 use reqwest::redirect::Policy;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 
-use super::{Gateway, sim};
+use super::{gateway, sim};
 
 fn client() -> Client {
     Client::builder().redirect(Policy::none()).build().unwrap()
@@ -26,7 +26,7 @@ fn csrf(page: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_person_logs_in_changes_something_and_logs_out() {
     let one = sim(1).await;
-    let gateway = Gateway::over(&[&one], Some("the-right-token")).await;
+    let gateway = gateway(&[&one], Some("the-right-token")).await;
     let (client, admin) = (client(), gateway.admin.clone());
     let at = |path: &str| format!("{admin}{path}");
 
@@ -87,7 +87,7 @@ async fn a_person_logs_in_changes_something_and_logs_out() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_token_no_other_page_can_act_through_a_browser() {
     let one = sim(1).await;
-    let gateway = Gateway::over(&[&one], None).await;
+    let gateway = gateway(&[&one], None).await;
     let (client, admin) = (client(), gateway.admin.clone());
     let at = |path: &str| format!("{admin}{path}");
     let drain = || client.post(at("/lb/backends/gpu-1/drain"));
@@ -127,7 +127,7 @@ async fn without_a_token_no_other_page_can_act_through_a_browser() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_page_loads_is_there_and_nothing_is_inline() {
     let one = sim(1).await;
-    let gateway = Gateway::over(&[&one], None).await;
+    let gateway = gateway(&[&one], None).await;
     let client = client();
     let zh = client.get(format!("{}/", gateway.admin)).header("accept-language", "zh-CN,en;q=0.5");
     let page = send(zh).await.text().await.unwrap();

@@ -1,77 +1,25 @@
 //! The real binary as a child process: gateways and simulators that can be killed.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::path::Path;
+use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use comfygate::sim::Sim;
+use comfygate::state::State;
 use parking_lot::Mutex;
-use serde_json::{Value, json};
-use tempfile::TempDir;
+use reqwest::Method;
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::http::{self, Reply};
-use super::{PATIENCE, eventually, exchange};
+use super::{PATIENCE, Setup, eventually, exchange};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_comfygate");
 
-/// A gateway's configuration and the directory it lives in.
-#[derive(Clone)]
-pub(crate) struct Setup {
-    directory: Arc<TempDir>,
-    config: Value,
-}
-
 impl Setup {
-    /// Backends `comfy-1`, `comfy-2`, … at these addresses. Peers on the loopback are believed, so
-    /// that a test can be many clients.
-    pub(crate) fn new<S: AsRef<str>>(urls: &[S]) -> Self {
-        let backends: Vec<Value> = urls
-            .iter()
-            .enumerate()
-            .map(|(i, url)| {
-                json!({"name": format!("comfy-{}", i + 1), "url": url.as_ref(), "max_queue": 1000})
-            })
-            .collect();
-        Self::bare(json!({"backends": backends}))
-    }
-
-    /// The same over simulators.
-    pub(crate) fn of(farm: &[Sim]) -> Self {
-        Self::new(&farm.iter().map(Sim::url).collect::<Vec<_>>())
-    }
-
-    /// Only where to listen, and these keys.
-    pub(crate) fn bare(keys: Value) -> Self {
-        let directory = Arc::new(tempfile::tempdir().unwrap());
-        let config = json!({
-            "server": {"host": "127.0.0.1", "port": 0, "trusted_proxies": ["127.0.0.0/8"]},
-            "admin": {"listen": "127.0.0.1:0"},
-            "state_dir": directory.path().join("state"),
-            "health_check": {"interval": 0.5, "timeout": 3.0},
-        });
-        Self { directory, config }.with(keys)
-    }
-
-    /// Sets keys, section by section.
-    pub(crate) fn with(mut self, keys: Value) -> Self {
-        merge(&mut self.config, keys);
-        self
-    }
-
-    pub(crate) fn file(&self) -> PathBuf {
-        self.directory.path().join("gate.yaml")
-    }
-
-    /// Writes the configuration where a gateway reads it.
-    pub(crate) fn write(&self) {
-        std::fs::write(self.file(), self.config.to_string()).unwrap();
-    }
-
     /// Starts a gateway and waits until it listens.
     pub(crate) async fn start(&self) -> Gateway {
         let mut child = self.spawn();
@@ -85,6 +33,7 @@ impl Setup {
             data: data.trim().parse().unwrap(),
             admin: admin.trim().parse().unwrap(),
             log,
+            setup: self.clone(),
             http: reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap(),
         }
     }
@@ -93,23 +42,12 @@ impl Setup {
     pub(crate) async fn run(&self) -> Ended {
         let child = self.spawn();
         let ended = timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
-        Ended::new(ended.status, &ended.stderr)
+        Ended::new(&ended)
     }
 
     fn spawn(&self) -> Child {
         self.write();
         command().arg("-c").arg(self.file()).spawn().unwrap()
-    }
-}
-
-fn merge(into: &mut Value, from: Value) {
-    match (into, from) {
-        (Value::Object(into), Value::Object(from)) => {
-            for (key, value) in from {
-                merge(into.entry(key).or_insert(Value::Null), value);
-            }
-        }
-        (into, from) => *into = from,
     }
 }
 
@@ -133,19 +71,27 @@ fn command() -> Command {
 pub(crate) async fn run(arguments: &[&str], directory: &Path) -> Ended {
     let output = command().args(arguments).current_dir(directory).output();
     let ended = timeout(PATIENCE, output).await.expect("it ends").unwrap();
-    Ended::new(ended.status, &ended.stderr)
+    Ended::new(&ended)
 }
 
-/// How a process ended.
+/// How a process ended, and what it printed.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
 
 impl Ended {
-    fn new(status: ExitStatus, stderr: &[u8]) -> Self {
-        Self { code: status.code(), stderr: String::from_utf8_lossy(stderr).into_owned() }
+    fn new(output: &Output) -> Self {
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        Self { code: output.status.code(), stdout, stderr }
+    }
+
+    /// Whether it printed this, on either stream.
+    pub(crate) fn told(&self, part: &str) -> bool {
+        self.stdout.contains(part) || self.stderr.contains(part)
     }
 }
 
@@ -189,7 +135,9 @@ pub(crate) struct Gateway {
     pub(crate) data: SocketAddr,
     pub(crate) admin: SocketAddr,
     log: Log,
-    http: reqwest::Client,
+    setup: Setup,
+    /// Talks to it.
+    pub(crate) http: reqwest::Client,
 }
 
 impl Gateway {
@@ -219,9 +167,37 @@ impl Gateway {
         exchange(self.data, bytes).await
     }
 
-    /// A GET of the admin plane.
+    /// A GET of the admin plane, with the token if there is one.
     pub(crate) async fn admin(&self, path: &str) -> Reply {
-        exchange(self.admin, &http::get(path, &[("Host", "localhost")])).await
+        let bearer = self.setup.token().map(|token| format!("Bearer {token}"));
+        let mut headers = vec![("Host", "localhost")];
+        headers.extend(bearer.as_deref().map(|bearer| ("Authorization", bearer)));
+        exchange(self.admin, &http::get(path, &headers)).await
+    }
+
+    /// Any call of the admin plane, with the token if there is one; null is no body.
+    pub(crate) async fn call(&self, method: Method, path: &str, body: &Value) -> Reply {
+        let mut request = self.http.request(method, format!("http://{}{path}", self.admin));
+        if let Some(token) = self.setup.token() {
+            request = request.bearer_auth(token);
+        }
+        if !body.is_null() {
+            request = request.json(body);
+        }
+        taken(request).await.expect("a response")
+    }
+
+    /// The admin plane's answer to a GET, once it is right.
+    pub(crate) async fn until(&self, path: &str, right: impl Fn(&Value) -> bool) -> Value {
+        let start = Instant::now();
+        loop {
+            let answer = self.admin(path).await.json();
+            if right(&answer) {
+                return answer;
+            }
+            assert!(start.elapsed() < PATIENCE, "{path} stays {answer:#}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// `GET /lb/backends/{name}`.
@@ -281,6 +257,32 @@ impl Gateway {
         self.child.kill().await.unwrap();
     }
 
+    /// Ends it by SIGKILL and starts it again on the same state.
+    pub(crate) async fn kill_and_restart(self) -> Self {
+        let setup = self.setup.clone();
+        self.kill().await;
+        setup.start().await
+    }
+
+    /// Waits until a setting of the state is on the disk as it should be, where `kill -9` cannot
+    /// take it back. The file is locked while the gateway runs, so a copy is looked at; one made
+    /// in the middle of a write is damaged or old, and the next is made.
+    pub(crate) async fn until_stored(&self, setting: &str, right: impl Fn(&Value) -> bool) {
+        let file = self.setup.state_dir().join("state.redb");
+        let start = Instant::now();
+        loop {
+            let copy = tempfile::tempdir().unwrap();
+            std::fs::copy(&file, copy.path().join("state.redb")).unwrap();
+            let state = State::open(copy.path()).ok();
+            let found = state.and_then(|state| state.setting(setting).ok().flatten());
+            if found.as_ref().is_some_and(&right) {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "{setting} stays {found:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// A number of kilobytes out of `/proc/PID/status`.
     pub(crate) fn memory_kib(&self, key: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
@@ -289,7 +291,8 @@ impl Gateway {
     }
 }
 
-async fn taken(request: reqwest::RequestBuilder) -> reqwest::Result<Reply> {
+/// Sends a request and takes its response apart.
+pub(crate) async fn taken(request: reqwest::RequestBuilder) -> reqwest::Result<Reply> {
     let response = request.send().await?;
     let status = response.status().as_u16();
     let text = |value: &reqwest::header::HeaderValue| {

@@ -2,14 +2,13 @@
 //! port is chosen by chromedriver, its profile is its own, and dropping it ends everything.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
 use fantoccini::wd::{WebDriverCompatibleCommand, WindowHandle};
-use fantoccini::{Client, ClientBuilder};
+use fantoccini::{Client, ClientBuilder, Locator};
 use http::Method;
 use hyper_util::client::legacy::connect::HttpConnector;
 use serde_json::{Value, json};
@@ -19,8 +18,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 use url::{ParseError, Url};
 
-/// What a browser on two busy cores gets for any one thing.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+use super::PATIENCE;
 
 /// No name but the loopback's is looked up, so that nothing depends on the network.
 const FLAGS: [&str; 12] = [
@@ -38,40 +36,37 @@ const FLAGS: [&str; 12] = [
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
 ];
 
-/// What a browser test needs besides cargo.
-pub(crate) struct Tools {
+/// The two programs that it takes.
+pub(crate) struct Programs {
     chromium: PathBuf,
     chromedriver: PathBuf,
-    /// The stock page's static folder.
-    pub(crate) web_root: PathBuf,
 }
 
-impl Tools {
-    /// What is there; `None`, said aloud, when something is missing and may be.
+impl Programs {
+    /// Both; `None`, said aloud, when one is missing and may be.
     pub(crate) fn find() -> Option<Self> {
-        let found = Self::look();
-        if let Err(missing) = &found {
-            assert!(
-                std::env::var_os("COMFYGATE_REQUIRE_BROWSER").is_none_or(|value| value != "1"),
-                "COMFYGATE_REQUIRE_BROWSER=1, but {missing}"
-            );
-            // Not by the macro: that one is swallowed unless the test fails.
-            let _ = writeln!(std::io::stderr(), "browser test skipped: {missing}");
-        }
-        found.ok()
+        found(Self::look())
     }
 
-    fn look() -> Result<Self, &'static str> {
+    pub(crate) fn look() -> Result<Self, &'static str> {
         let chromium = in_path("chromium").ok_or("chromium is missing (apt: chromium)")?;
         let chromedriver =
             in_path("chromedriver").ok_or("chromedriver is missing (apt: chromium-driver)")?;
-        let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/web-root/static");
-        let web_root = std::env::var_os("COMFYGATE_WEB_ROOT").map_or_else(default, PathBuf::from);
-        if !web_root.join("index.html").is_file() {
-            return Err("the stock page is missing (tests/fetch-web-root.sh brings it)");
-        }
-        Ok(Self { chromium, chromedriver, web_root })
+        Ok(Self { chromium, chromedriver })
     }
+}
+
+/// What a browser test needs; `None`, said aloud, when something is missing and may be.
+pub(crate) fn found<T>(needed: Result<T, &'static str>) -> Option<T> {
+    if let Err(missing) = &needed {
+        assert!(
+            std::env::var_os("COMFYGATE_REQUIRE_BROWSER").is_none_or(|value| value != "1"),
+            "COMFYGATE_REQUIRE_BROWSER=1, but {missing}"
+        );
+        // Not by the macro: that one is swallowed unless the test fails.
+        let _ = writeln!(std::io::stderr(), "browser test skipped: {missing}");
+    }
+    needed.ok()
 }
 
 fn in_path(name: &str) -> Option<PathBuf> {
@@ -87,9 +82,9 @@ pub(crate) struct Chrome {
 }
 
 impl Chrome {
-    pub(crate) async fn start(tools: &Tools) -> Self {
+    pub(crate) async fn start(programs: &Programs) -> Self {
         let profile = tempfile::tempdir().unwrap();
-        let mut driver = Command::new(&tools.chromedriver)
+        let mut driver = Command::new(&programs.chromedriver)
             .arg("--port=0")
             // Killed, they leave their temporary files behind.
             .env("TMPDIR", profile.path())
@@ -103,7 +98,7 @@ impl Chrome {
         flags.push(format!("--user-data-dir={}/profile", profile.path().display()));
         let wanted = json!({
             "browserName": "chrome",
-            "goog:chromeOptions": {"binary": tools.chromium, "args": flags},
+            "goog:chromeOptions": {"binary": programs.chromium, "args": flags},
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
             "timeouts": {"script": PATIENCE.as_millis(), "pageLoad": PATIENCE.as_millis()},
         });
@@ -142,19 +137,53 @@ impl Chrome {
         reply["value"].take()
     }
 
+    /// Lays the page out at a width, whatever the window's least width is.
+    pub(crate) async fn be_wide(&self, width: u32) {
+        let screen =
+            json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false});
+        let command = json!({"cmd": "Emulation.setDeviceMetricsOverride", "params": screen});
+        self.client.issue_cmd(Vendor("goog/cdp/execute", command)).await.unwrap();
+    }
+
+    pub(crate) async fn click(&self, selector: &str) {
+        self.client.find(Locator::Css(selector)).await.unwrap().click().await.unwrap();
+    }
+
+    pub(crate) async fn fill(&self, selector: &str, text: &str) {
+        self.client.find(Locator::Css(selector)).await.unwrap().send_keys(text).await.unwrap();
+    }
+
+    /// The value of an expression in the page.
+    pub(crate) async fn value(&self, expression: &str) -> Value {
+        self.client.execute(&format!("return {expression}"), Vec::new()).await.unwrap()
+    }
+
     /// Waits until an expression is neither null nor false, and gives it.
     pub(crate) async fn until(&self, expression: &str) -> Value {
-        let script = format!("return ({expression}) || null");
-        until(expression, || async {
-            let value = self.client.execute(&script, Vec::new()).await.unwrap();
-            (!value.is_null()).then_some(value)
-        })
-        .await
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let value = self.value(&format!("({expression}) || null")).await;
+            if !value.is_null() {
+                return value;
+            }
+            assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {expression}");
+            // Each look disturbs the page.
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     async fn log(&self, kind: &str) -> Vec<Value> {
         let log = self.client.issue_cmd(Vendor("se/log", json!({"type": kind}))).await.unwrap();
         log.as_array().cloned().unwrap_or_default()
+    }
+
+    /// What the console warned or complained of since the last call of this or of
+    /// [`complaints`](Self::complaints); violations of a page's policy stand there.
+    pub(crate) async fn warnings(&self) -> Vec<String> {
+        let lines = self.log("browser").await;
+        let bad =
+            lines.iter().filter(|line| line["level"] == "SEVERE" || line["level"] == "WARNING");
+        bad.map(|line| line["message"].to_string()).collect()
     }
 
     /// What went wrong on loopback since the last call, as the browser saw it.
@@ -201,21 +230,6 @@ async fn port_of(driver: &mut Child) -> u16 {
         }
     }
     panic!("chromedriver told no port");
-}
-
-/// Polls until there is something.
-pub(crate) async fn until<T, F: Future<Output = Option<T>>>(
-    what: &str,
-    mut look: impl FnMut() -> F,
-) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
-        sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// What went wrong: console errors, and requests to loopback as `STATUS METHOD PATH`, tabs'
