@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use curl::curl;
 
 use crate::support::process::{run, taken};
-use crate::support::{Gateway, PATIENCE, Reply, Setup, eventually, farm, socket};
+use crate::support::{Gateway, PATIENCE, Reply, Setup, eventually, farm, long_prompt, socket};
 
 const TOKEN: &str = "a-long-admin-token-of-tests";
 
@@ -97,6 +97,21 @@ async fn the_seeds_calls_work_as_printed() {
     assert!(status == 400 && cure.contains("least_busy"), "{told}");
     let gone = curl(&["-X", "DELETE"], &format!("{admin}/lb/backends/comfy-3")).await;
     assert_eq!((gone.status, gone.text()), (204, String::new()));
+
+    // ComfyUI looks for interrupts between steps: short ones, or nothing happens for long.
+    let mut prompt = long_prompt();
+    prompt["prompt"]["1"]["inputs"]["steps"] = json!(10_000);
+    let prompt = prompt.to_string();
+    let submit = ["-X", "POST", "-H", "Content-Type: application/json", "-d", &prompt];
+    let posted = curl(&submit, &format!("http://{}/prompt", gate.data)).await.json();
+    let tasks = curl(&[], &format!("{admin}/lb/tasks")).await.json();
+    let listed = (&tasks["total"], &tasks["tasks"][0]["task_id"]);
+    assert_eq!(listed, (&json!(1), &posted["prompt_id"]), "{tasks}");
+    let task = format!("{admin}/lb/tasks/{}", posted["prompt_id"].as_str().unwrap());
+    assert_eq!(curl(&[], &task).await.json()["caller"], "127.0.0.1");
+    let cancelled = curl(&["-X", "DELETE"], &task).await;
+    assert_eq!((cancelled.status, &cancelled.json()["state"]), (200, &json!("cancelled")));
+    assert_eq!(curl(&["-X", "DELETE"], &task).await.status, 409);
 
     // curl without a header calls the body a form; ComfyUI reads it all the same.
     let url = format!("{admin}/lb/backends");
