@@ -215,6 +215,10 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         journey: &mut Journey,
     ) -> Result<()> {
+        // `100 Continue` comes by here too, and is no verdict on anything.
+        if response.status.is_informational() {
+            return Ok(());
+        }
         journey.answered = Some(Instant::now());
         journey.retry = None;
         if *self.gateway.stopping.borrow() {

@@ -9,7 +9,6 @@ pub mod conn;
 pub mod envelope;
 pub mod head;
 mod local;
-mod signs;
 pub mod tls;
 mod websocket;
 
@@ -23,6 +22,7 @@ use log::{debug, warn};
 use pingora_core::apps::{HttpPersistentSettings, HttpServerApp};
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
+use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -117,8 +117,10 @@ impl FrontDoor {
         let mut stream: Stream = Box::new(conn);
         let mut settings: Option<HttpPersistentSettings> = None;
         let mut buffer = BytesMut::new();
+        let mut stopping = self.gateway.stopping.subscribe();
         loop {
-            let Some(length) = self.next_head(&mut stream, &mut buffer).await else { return };
+            let head = self.next_head(&mut stream, &mut buffer, &mut stopping).await;
+            let Some(length) = head else { return };
             let admission = admit(&self.gateway, &buffer[..length], peer, tls);
             match admission {
                 Admission::Proxy { envelope, head, body } => {
@@ -127,7 +129,6 @@ impl FrontDoor {
                     self.prepare(&mut session, settings.take());
                     session.set_pipelined_prefix(request);
                     session.set_connection_user_context(Some(envelope));
-                    let stopping = self.gateway.stopping.subscribe();
                     let Some(reused) = self.proxy.process_new_http(session, &stopping).await else {
                         return;
                     };
@@ -171,9 +172,13 @@ impl FrontDoor {
     }
 
     /// Waits for the next request's head; `None` when the connection is done.
-    async fn next_head(&self, stream: &mut Stream, buffer: &mut BytesMut) -> Option<usize> {
+    async fn next_head(
+        &self,
+        stream: &mut Stream,
+        buffer: &mut BytesMut,
+        stopping: &mut ShutdownWatch,
+    ) -> Option<usize> {
         let limits = self.gateway.config.load().limits.clone();
-        let mut stopping = self.gateway.stopping.subscribe();
         let head = tokio::select! {
             biased;
             head = read_head(stream, buffer, &limits, limits.keepalive_timeout) => head,

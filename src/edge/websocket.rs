@@ -11,14 +11,15 @@ use pingora_core::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_util::io::InspectReader;
 
 use super::admit::Handshake;
 use super::envelope::{DROPPED, Envelope};
-use super::signs::Signs;
 use super::{keep_alive, refuse, send_and_linger};
 use crate::access::{self, Record};
 use crate::affinity::SocketGuard;
 use crate::backend::{Backend, BackendId, Standing};
+use crate::clock::Moment;
 use crate::comfy::routes::query_value;
 use crate::config::Affinity;
 use crate::gateway::Gateway;
@@ -230,7 +231,13 @@ async fn answer_and_relay(
     let _open = OpenSocket::new(gateway, &backend, envelope);
     let prefix = Prefix { backend: behind.freeze(), ..Prefix::default() };
     let stop = stop_reason(backend.live.watch(), gateway.stopping_hard());
-    let upstream = Signs::new(upstream, Arc::clone(&backend.live));
+    // What passes to clients is how sticky mode sees that a running prompt still runs.
+    let live = Arc::clone(&backend.live);
+    let upstream = InspectReader::new(upstream, move |bytes: &[u8]| {
+        if !bytes.is_empty() {
+            live.event(Moment::now());
+        }
+    });
     let end = relay(stream, upstream, prefix, stop, RelayOptions::default()).await;
     if access::is_on() {
         access::write(&Record {

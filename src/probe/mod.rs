@@ -67,7 +67,7 @@ impl Prober {
     /// A reading older than this ranks behind fresh ones.
     pub fn stale_after(&self) -> Duration {
         let options = self.options.load();
-        options.interval * 3 + options.timeout
+        options.interval * 3
     }
 
     /// Starts to probe a backend, until it is removed.

@@ -178,6 +178,24 @@ async fn a_body_that_waits_to_be_asked_for_is_asked_for() {
     assert_eq!((reply.status, reply.backend()), (400, "comfy-1"), "{}", reply.text());
 }
 
+/// The interim answer must not be taken for the backend's verdict.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_that_waits_to_be_asked_for_is_a_task_all_the_same() {
+    let sim = Sim::start(SimConfig::default()).await.unwrap();
+    let gateway = Setup::of(std::slice::from_ref(&sim)).start().await;
+    let body = crate::support::long_prompt().to_string();
+    let length = body.len().to_string();
+    let expecting = [("Content-Length", length.as_str()), ("Expect", "100-continue")];
+    let mut stream = TcpStream::connect(gateway.data).await.unwrap();
+    stream.write_all(head("POST", "/prompt", &expecting).as_bytes()).await.unwrap();
+    assert_eq!(read_head(&mut stream).await.unwrap().0, 100);
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let reply = read_reply(&mut stream).await.unwrap();
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let tasks = gateway.admin("/lb/tasks").await.json();
+    assert_eq!(tasks["tasks"][0]["task_id"], reply.json()["prompt_id"], "{tasks}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_whole_way_of_a_prompt_works_through_the_gateway() {
     let config = SimConfig { speed: 1000.0, ..SimConfig::default() };
