@@ -92,8 +92,9 @@ async fn an_operators_day(lang: &str, width: u32, words: [&str; 4]) {
     };
     let red = chrome.until(&format!("{} === 'rgb(180, 35, 35)'", colour("gpu-2"))).await;
     assert_eq!(red, json!(true));
-    let heard = chrome.value("document.querySelector('#heard').textContent").await;
-    assert!(heard.as_str().unwrap().contains(&format!("gpu-2: {down}")), "{heard}");
+    // Told by an event of its own, which comes after the one that colours the row.
+    let heard = "document.querySelector('#heard').textContent";
+    chrome.until(&format!("{heard}.includes('gpu-2: {down}')")).await;
 
     chrome.click(&format!("{} details.remove summary", row("gpu-2"))).await;
     chrome.click(&format!("{} button[value=remove]", row("gpu-2"))).await;
