@@ -32,7 +32,7 @@ pub struct Candidate {
     pub backup: bool,
     /// Its running prompt has shown no life for long.
     pub suspect: bool,
-    /// Its last reading is older than three intervals, or there is none yet.
+    /// Its last reading is older than three intervals and a poll's timeout, or there is none yet.
     pub stale: bool,
     /// Prompts queued and running, those sent since the last reading included.
     pub prompts: u32,

@@ -64,10 +64,11 @@ impl Prober {
         self.options.store(Arc::new(options));
     }
 
-    /// A reading older than this ranks behind fresh ones.
+    /// A reading older than this ranks behind fresh ones: three intervals, and the time that the
+    /// poll now under way may take. A poll that is merely slow makes no backend doubtful.
     pub fn stale_after(&self) -> Duration {
         let options = self.options.load();
-        options.interval * 3
+        options.interval * 3 + options.timeout
     }
 
     /// Starts to probe a backend, until it is removed.
