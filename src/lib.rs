@@ -15,7 +15,7 @@
 //! count its work, [`tasks`] follows each prompt to its end, [`inventory`] knows what a backend is
 //! made of; [`keeper`] carries over into the next process what [`state`] stores; [`admin`] shows all
 //! of it, [`metrics`] count it and [`alerts`] tell when it breaks, [`operator`] changes it.
-//! [`config`] is what the user said; [`sim`] is a ComfyUI without a GPU, and
+//! In pool mode [`pool`] makes one ComfyUI of the farm. [`config`] is what the user said; [`sim`] is a ComfyUI without a GPU, and
 //! [`conformance`] tells whether a server behaves like the real one.
 
 pub mod access;
@@ -41,6 +41,7 @@ pub mod logging;
 pub mod metrics;
 pub mod operator;
 pub mod pace;
+pub mod pool;
 pub mod probe;
 pub mod proxy;
 pub mod registry;
