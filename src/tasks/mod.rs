@@ -39,7 +39,7 @@ use crate::identity::ClientKey;
 use asking::Asker;
 use intake::Room;
 use kind::Kind;
-pub use ledger::{ClientStanding, Counts, Ledger, Mark, TaskChange};
+pub use ledger::{ClientStanding, Counts, Ledger, Mark, Placed, THE_LINE, TaskChange};
 use line::Outlook;
 pub use rates::{Mean, Record};
 pub use task::{Accepted, Now, TaskState, TaskView};
@@ -209,6 +209,31 @@ impl Tasks {
                 backend.live.set_response_seconds(record.response_seconds);
             }
         }
+    }
+
+    /// Keeps at least so many tasks: a queue of the gateway's own may be longer than the default.
+    pub fn keep_at_least(&self, tasks: usize) {
+        self.ledger.lock().keep_at_least(tasks);
+    }
+
+    /// Pool mode moved a task.
+    pub fn placed(&self, id: &str, placed: &Placed) {
+        self.change(|ledger, now| ledger.placed(id, placed, now));
+    }
+
+    /// Pool mode saw a task end.
+    pub fn ended(&self, id: &str, entry: Entry, attempts: u32) {
+        self.change(|ledger, now| ledger.ended(id, entry, attempts, now));
+    }
+
+    /// Seconds that a prompt of this kind takes on a backend.
+    pub fn predict(&self, backend: BackendId, kind: Option<u64>) -> Option<f64> {
+        self.ledger.lock().rates.predict(backend, kind)
+    }
+
+    /// Pool mode reckons when waiting tasks will have ended: id, place in the line, seconds.
+    pub fn foresee(&self, reckoned: &[(Arc<str>, u32, Option<f64>)]) {
+        self.ledger.lock().foresee(reckoned, Moment::now());
     }
 
     fn outlook(&self, backend: BackendId) -> (Option<Outlook>, Option<Mean>) {

@@ -114,6 +114,8 @@ pub(super) struct Task {
     pub(super) cancelling: bool,
     /// Looks in a row that found it neither queued nor in history.
     pub(super) misses: u8,
+    /// How often it was handed to a backend; 0 while it waits in the gateway for the first time.
+    pub(super) attempts: u32,
     /// The backend's breaks when it was last seen there.
     pub(super) breaks: u64,
 }
@@ -137,6 +139,7 @@ impl Task {
             ends: None,
             cancelling: false,
             misses: 0,
+            attempts: u32::from(accepted.backend != super::THE_LINE),
             breaks: accepted.breaks,
         }
     }
@@ -151,7 +154,7 @@ impl Task {
             state: self.state,
             caller: self.caller.clone(),
             backend: self.backend_name.to_string(),
-            attempts: 1,
+            attempts: self.attempts,
             position: self.position.filter(|_| open),
             eta_seconds: self.ends.filter(|_| open).map(eta),
             kind: self.kind.as_ref().map(|kind| kind.label.to_string()),

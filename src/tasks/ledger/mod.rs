@@ -8,6 +8,7 @@
 //! Everything a request asks is a look-up: tasks by number, numbers by backend and id, by state, by
 //! client. At most `limit` tasks are kept; of those above it the oldest ended goes first.
 
+mod dispatch;
 mod moves;
 mod reading;
 
@@ -23,6 +24,7 @@ use crate::clock::Moment;
 use crate::comfy::history::Entry;
 use crate::comfy::queue_items::QueueItems;
 use crate::identity::ClientKey;
+pub use dispatch::{Placed, THE_LINE};
 pub use reading::{ClientStanding, Counts};
 
 /// A task's number, given in the order of acceptance.

@@ -1,4 +1,11 @@
 //! The only [`ProxyHttp`]: Pingora's phases in their order, each a few lines.
+//!
+//! [`journey`] is what is known of a request on its way, [`failing`] what becomes of one whose
+//! connection failed, [`local`] answers one without any backend.
+
+mod failing;
+mod journey;
+mod local;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,16 +20,17 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::access::{self, Record};
-use crate::backend::BackendId;
 use crate::edge::admit::body_too_large;
 use crate::edge::envelope::{DROPPED, Envelope};
 use crate::gateway::{Destination, Gateway};
 use crate::identity::tab::prefix_location;
 use crate::logging::{TARGET, is_verbose};
 use crate::rejection::{Kind, Rejection};
-use crate::retry::{Failure, RequestGuard, RetryCase, RetryGuard, Verdict, may_retry};
+use crate::retry::Failure;
 use crate::tasks::intake::Intake;
 use crate::upstream;
+use failing::{Sent, refusal_of};
+use journey::{Journey, NextTry, reason};
 
 /// Proxies HTTP requests that the front door let in.
 pub struct Proxy {
@@ -33,52 +41,6 @@ impl Proxy {
     /// A proxy of a gateway.
     pub fn new(gateway: Arc<Gateway>) -> Self {
         Self { gateway }
-    }
-}
-
-/// What is known of a request on its way.
-#[derive(Default)]
-pub struct Journey {
-    envelope: Option<Box<Envelope>>,
-    destination: Option<Destination>,
-    tried: Vec<BackendId>,
-    refused: Option<Rejection>,
-    body_bytes: u64,
-    /// What a prompt tells in passing.
-    intake: Option<Intake>,
-    /// When the connection to the backend stood.
-    connected: Option<Instant>,
-    /// When the response's head came.
-    answered: Option<Instant>,
-    /// What is to be tried after a failure.
-    next_try: Option<NextTry>,
-    /// The backend has been asked again after a stale connection.
-    asked_again: bool,
-    _active: Option<RequestGuard>,
-    /// The retry under way, until its answer comes.
-    retry: Option<RetryGuard>,
-}
-
-/// Where a failed request goes next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum NextTry {
-    /// To the same backend: only the kept-alive connection had ended.
-    Again,
-    /// To the next best one.
-    Elsewhere,
-}
-
-impl Journey {
-    /// Takes a refusal that is to be answered in place of the backend.
-    #[expect(clippy::unnecessary_box_returns, reason = "as Pingora's errors come")]
-    fn refuse(&mut self, refused: Rejection) -> Box<Error> {
-        let status = refused.kind.status().as_u16();
-        self.refused = Some(refused);
-        Error::explain(ErrorType::HTTPStatus(status), "refused")
-    }
-
-    fn backend_name(&self) -> Option<&str> {
-        self.destination.as_ref().map(|destination| destination.backend.name())
     }
 }
 
@@ -373,17 +335,6 @@ impl ProxyHttp for Proxy {
     }
 }
 
-/// What had happened to a request when its connection failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sent {
-    /// There was no connection yet.
-    Nothing,
-    /// It began to leave on a connection of its own.
-    OnFresh,
-    /// It began to leave on a kept-alive connection.
-    OnReused,
-}
-
 impl Proxy {
     /// Counts the request if an answer to it began.
     fn count(&self, session: &Session, journey: &Journey) {
@@ -394,132 +345,6 @@ impl Proxy {
         let took = journey.envelope.as_ref().map(|envelope| envelope.started.elapsed());
         let method = session.req_header().method.as_str();
         traffic.answered(method, response.status.as_u16(), took.unwrap_or_default());
-    }
-
-    /// Decides whether a failed request is tried again, and where.
-    #[expect(clippy::unnecessary_box_returns, reason = "as Pingora's errors come")]
-    fn failed(
-        &self,
-        session: &Session,
-        journey: &mut Journey,
-        mut error: Box<Error>,
-        failure: Failure,
-        sent: Sent,
-    ) -> Box<Error> {
-        error.set_retry(false);
-        let Some(destination) = &journey.destination else { return error };
-        if journey.refused.is_some() {
-            return error;
-        }
-        let backend = &destination.backend;
-        let failover = &self.gateway.config.load().failover;
-        let bytes_sent = sent != Sent::Nothing;
-        let case = RetryCase {
-            method: &session.req_header().method,
-            is_prompt_post: journey.envelope.as_deref().is_some_and(|e| e.is_prompt),
-            bytes_sent,
-            body_lost: bytes_sent && journey.body_bytes > 0,
-            response_started: session.response_written().is_some(),
-            failure,
-            attempt: journey.tried.len() as u32 + 1,
-            max_attempts: if failover.enabled { failover.attempts } else { 1 },
-        };
-        // The end of a kept-alive connection says little about the backend, and its client would
-        // lose queue, history and files with it: a fresh connection shall tell.
-        let stale = sent == Sent::OnReused && failure == Failure::Reset && !journey.asked_again;
-        if stale && may_retry(&RetryCase { attempt: 0, ..case.clone() }) == Verdict::Retry {
-            backend.live.poke.notify_one();
-            journey.asked_again = true;
-            journey.next_try = Some(NextTry::Again);
-        } else {
-            self.gateway.suspects(backend, &error.etype().as_str().to_lowercase());
-            if destination.service_path.is_some() {
-                self.gateway.registry.failed(backend.id, failure);
-            }
-            journey.tried.push(backend.id);
-            journey.asked_again = false;
-            journey.next_try = (may_retry(&case) == Verdict::Retry).then_some(NextTry::Elsewhere);
-        }
-        error.set_retry(journey.next_try.is_some());
-        error
-    }
-
-    /// Waits until the budget has room for a retry.
-    async fn make_room(&self, journey: &mut Journey) -> Result<()> {
-        journey.retry = None;
-        journey.retry = self.gateway.budget.retry().await;
-        match journey.retry {
-            Some(_) => {
-                self.gateway.metrics.retried();
-                Ok(())
-            }
-            None => Err(journey.refuse(
-                Rejection::new(Kind::UpstreamFailed, "the ComfyUI server failed").retry_after(1),
-            )),
-        }
-    }
-
-    /// Finds the next best backend.
-    fn turn_elsewhere(&self, journey: &mut Journey) -> Result<()> {
-        journey.destination = None;
-        if let Some(intake) = &mut journey.intake {
-            intake.restart();
-        }
-        let Some(envelope) = journey.envelope.as_deref() else { return Ok(()) };
-        match self.gateway.destination(envelope, &journey.tried) {
-            Ok(destination) => journey.destination = Some(destination),
-            Err(refused) => return Err(journey.refuse(refused)),
-        }
-        Ok(())
-    }
-}
-
-/// Takes off what the backend says about its connection to us (RFC 9110, section 7.6.1). Pingora
-/// does that for requests, and writes `Connection` and the framing of responses itself.
-fn strip_hop_by_hop(response: &mut ResponseHeader) {
-    const KEPT: [&str; 5] =
-        ["close", "keep-alive", "upgrade", "content-length", "transfer-encoding"];
-    let named: Vec<HeaderName> = response
-        .headers
-        .get_all(CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-        .filter(|name| !KEPT.contains(&name.as_str()))
-        .collect();
-    for name in &named {
-        response.remove_header(name);
-    }
-    response.remove_header("keep-alive");
-    response.remove_header("proxy-connection");
-}
-
-/// The refusal that a failure of the proxy itself amounts to; none when the client is gone.
-fn refusal_of(error: &Error, asked: &str) -> Option<Rejection> {
-    match (error.esource(), error.etype()) {
-        (_, ErrorType::ReadTimedout | ErrorType::WriteTimedout | ErrorType::ConnectTimedout)
-            if *error.esource() == ErrorSource::Upstream =>
-        {
-            let message = format!("the {asked} did not answer in time");
-            Some(Rejection::new(Kind::UpstreamTimeout, message))
-        }
-        (ErrorSource::Upstream, _) => {
-            Some(Rejection::new(Kind::UpstreamFailed, format!("the {asked} failed")))
-        }
-        (ErrorSource::Downstream, ErrorType::ReadTimedout) => {
-            Some(Rejection::new(Kind::Timeout, "the request's body did not come in time"))
-        }
-        (
-            ErrorSource::Downstream,
-            ErrorType::ReadError
-            | ErrorType::WriteError
-            | ErrorType::ConnectionClosed
-            | ErrorType::WriteTimedout,
-        ) => None,
-        (ErrorSource::Downstream, _) => {
-            Some(Rejection::new(Kind::BadRequest, "the request's body is malformed"))
-        }
-        _ => Some(Rejection::new(Kind::UpstreamFailed, "the request could not be proxied")),
     }
 }
 
@@ -546,13 +371,22 @@ fn log_request(session: &Session, envelope: &Envelope, destination: &Destination
     }
 }
 
-/// Why a request went as it did, for the access log.
-fn reason(journey: &Journey, error: Option<&Error>) -> &'static str {
-    match (&journey.refused, error) {
-        (Some(refused), _) => refused.kind.name(),
-        (None, Some(error)) if *error.esource() == ErrorSource::Downstream => "client_gone",
-        (None, Some(_)) => "upstream_failed",
-        (None, None) if !journey.tried.is_empty() => "retried",
-        (None, None) => "ok",
+/// Takes off what the backend says about its connection to us (RFC 9110, section 7.6.1). Pingora
+/// does that for requests, and writes `Connection` and the framing of responses itself.
+fn strip_hop_by_hop(response: &mut ResponseHeader) {
+    const KEPT: [&str; 5] =
+        ["close", "keep-alive", "upgrade", "content-length", "transfer-encoding"];
+    let named: Vec<HeaderName> = response
+        .headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .filter(|name| !KEPT.contains(&name.as_str()))
+        .collect();
+    for name in &named {
+        response.remove_header(name);
     }
+    response.remove_header("keep-alive");
+    response.remove_header("proxy-connection");
 }
