@@ -6,5 +6,6 @@
 //! what passes from a backend to a job's owner.
 
 pub mod core;
+pub mod files;
 pub mod frame;
 pub mod job;

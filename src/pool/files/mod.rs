@@ -1,0 +1,4 @@
+//! Files of pool mode.
+pub mod place;
+pub mod prefix;
+pub mod scan;
