@@ -2,3 +2,4 @@
 pub mod place;
 pub mod prefix;
 pub mod scan;
+pub mod uploads;

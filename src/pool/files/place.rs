@@ -51,7 +51,8 @@ pub struct Place {
 impl Place {
     /// A file in a subfolder; `None` when it would leave the folder or cannot be a name.
     pub fn new(folder: Folder, subfolder: &str, name: &str) -> Option<Self> {
-        if subfolder.len() + name.len() > MAX_PATH || name.ends_with('/') {
+        let last = name.rsplit('/').next().unwrap_or_default();
+        if subfolder.len() + name.len() > MAX_PATH || matches!(last, "" | "." | "..") {
             return None;
         }
         let root = Path::new("/f");
