@@ -5,9 +5,10 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use parking_lot::Mutex;
+
+use crate::comfy::file_response::modified_ns;
 
 /// File name prefixes whose counters are remembered; beyond that they are read off the folder.
 const MAX_PREFIXES: usize = 1000;
@@ -209,12 +210,6 @@ pub(super) fn inside(base: &Path, relative: &str) -> Option<PathBuf> {
         }
     }
     path.starts_with(base).then_some(path)
-}
-
-/// Time of the last change, in nanoseconds.
-pub(super) fn modified_ns(found: &std::fs::Metadata) -> u128 {
-    let modified = found.modified().unwrap_or(UNIX_EPOCH);
-    modified.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos())
 }
 
 fn listing(folder: &Path) -> Vec<PathBuf> {
