@@ -9,3 +9,4 @@ pub mod core;
 pub mod events;
 pub mod frame;
 pub mod job;
+pub mod links;
