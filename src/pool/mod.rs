@@ -5,6 +5,7 @@
 //! [`Input`](core::Input), what is to be done comes out as [`Action`](core::Action)s. [`frame`] is
 //! what passes from a backend to a job's owner.
 
+pub mod ask;
 pub mod core;
 pub mod frame;
 pub mod job;
