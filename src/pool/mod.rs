@@ -8,3 +8,5 @@
 pub mod core;
 pub mod frame;
 pub mod job;
+pub mod merged;
+pub mod userdata;

@@ -1,0 +1,4 @@
+//! tmp
+pub mod fetch;
+#[cfg(test)]
+pub(crate) mod fixture;
