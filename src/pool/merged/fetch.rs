@@ -153,11 +153,11 @@ impl Fetcher {
         path: &str,
         bounds: Bounds,
     ) -> Vec<Reply> {
-        let ask = |(place, backend)| async move {
-            (place, self.ask(backend, Question::get(path), bounds).await)
+        let ask = |(place, backend): (usize, Arc<Backend>)| async move {
+            (place, self.ask(&backend, Question::get(path), bounds).await)
         };
-        let mut asked =
-            stream::iter(backends.iter().enumerate().map(ask)).buffer_unordered(AT_ONCE);
+        let each = backends.to_vec().into_iter().enumerate();
+        let mut asked = stream::iter(each).map(ask).buffer_unordered(AT_ONCE);
         let mut deadline = Instant::now() + bounds.time;
         let mut replies = Vec::with_capacity(backends.len());
         while let Ok(Some((place, reply))) = timeout_at(deadline, asked.next()).await {
