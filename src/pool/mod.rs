@@ -3,7 +3,8 @@
 //! A prompt becomes a [`job`] that waits here, not in a server, until a server is free for it.
 //! [`core`] decides, as a pure state machine: what happened goes in as an
 //! [`Input`](core::Input), what is to be done comes out as [`Action`](core::Action)s. [`frame`] is
-//! what passes from a backend to a job's owner.
+//! what passes from a backend to a job's owner. [`userdata`] keeps what users save, and [`merged`]
+//! answers the reads that are about all servers.
 
 pub mod core;
 pub mod frame;
