@@ -8,3 +8,4 @@
 pub mod core;
 pub mod frame;
 pub mod job;
+pub mod journal;
