@@ -122,6 +122,16 @@ impl Files {
         Some(shown.unwrap_or_else(IntoResponse::into_response))
     }
 
+    /// Whether the store answers this `GET /view`, or it is to be refused as ComfyUI would.
+    pub fn has(&self, uri: &Uri) -> bool {
+        match Asked::of(&Query::of(uri)) {
+            Ok(asked) => {
+                place_of(&asked).is_some_and(|place| self.carrier.uploads.get(&place).is_some())
+            }
+            Err(_) => true,
+        }
+    }
+
     /// Where `GET /view` without a prefix goes when [`Files::view`] has no answer; `None`: 404.
     /// An input may be on every backend alike: any that has it will do.
     pub async fn holder(&self, uri: &Uri, own: &Own) -> Option<BackendId> {
