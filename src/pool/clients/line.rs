@@ -5,7 +5,8 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::queue::{Entry, Queue, Thin};
+use super::entry::Entry;
+use super::queue::{Queue, Thin};
 use crate::pool::frame::{Delivery, Frame, Meaning};
 use crate::pool::job::JobId;
 
@@ -62,10 +63,8 @@ impl Track {
 
     /// The frames that tell where it is.
     fn state(&self) -> impl Iterator<Item = Entry> {
-        let kept = [
-            (Meaning::ProgressState, &self.progress_state),
-            (Meaning::Executing, &self.executing),
-        ];
+        let kept =
+            [(Meaning::ProgressState, &self.progress_state), (Meaning::Executing, &self.executing)];
         kept.into_iter().filter_map(|(meaning, frame)| {
             Some(Entry::own(self.job, self.epoch, meaning, frame.clone()?))
         })
@@ -214,7 +213,9 @@ impl Line {
             let start = track.start.clone();
             let start = start.map(|frame| Entry::own(track.job, 0, Meaning::Start, frame));
             let entries: Vec<_> = start.into_iter().chain(track.state()).collect();
-            entries.into_iter().for_each(|entry| track.held.push(entry));
+            for entry in entries {
+                track.held.push(entry);
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::pool::clients::session::{
-    KEPT_BYTES, KEPT_FOR, OVERFLOW, PREVIEWS, PRESSURE, SOFT, STANDSTILL,
+    KEPT_BYTES, KEPT_FOR, OVERFLOW, PRESSURE, PREVIEWS, SOFT, STANDSTILL,
 };
 use crate::pool::clients::words::{First, features, greeting};
 
@@ -25,7 +25,9 @@ fn whole(job: u64) -> Vec<Delivery> {
 }
 
 fn deliver_all(session: &mut Session, deliveries: &[Delivery], now: Moment) {
-    deliveries.iter().for_each(|delivery| session.deliver(delivery.clone(), now));
+    for delivery in deliveries {
+        session.deliver(delivery.clone(), now);
+    }
 }
 
 #[test]
@@ -168,9 +170,9 @@ fn a_slow_reader_loses_superseded_progress_and_nothing_else() {
     let states = got.iter().filter(|frame| frame.bytes.windows(13).any(|w| w == b"ProgressState"));
     assert!(states.count() < 500, "of 2000");
     let mut kept = kept.into_iter().peekable();
-    got.iter().for_each(|frame| {
+    for frame in &got {
         kept.next_if_eq(frame);
-    });
+    }
     assert_eq!(kept.next(), None, "an event is missing or out of its place");
 }
 

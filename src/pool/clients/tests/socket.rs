@@ -112,7 +112,8 @@ async fn a_socket_is_greeted_gets_its_frames_and_every_status() {
     for n in [6, 6] {
         hub.status(n);
     }
-    let status = json!({"type": "status", "data": {"status": {"exec_info": {"queue_remaining": 6}}}});
+    let status =
+        json!({"type": "status", "data": {"status": {"exec_info": {"queue_remaining": 6}}}});
     assert_eq!([client.json().await, client.json().await], [status.clone(), status]);
     let big = preview(1, 2, 0, 5 << 20);
     hub.deliver(plain(1, Meaning::Start, "ü"));
@@ -139,7 +140,8 @@ async fn an_empty_or_missing_client_id_is_minted() {
 #[tokio::test(start_paused = true)]
 async fn flags_are_answered_once_and_only_if_they_come_first() {
     let hub = hub();
-    let flags = || Message::text(r#"{"type":"feature_flags","data":{"supports_preview_metadata":true}}"#);
+    let flags =
+        || Message::text(r#"{"type":"feature_flags","data":{"supports_preview_metadata":true}}"#);
     let mut client = Client::greeted(&hub, "A").await;
     client.socket.send(Message::text("not json")).await.unwrap();
     client.socket.send(flags()).await.unwrap();
@@ -177,10 +179,14 @@ async fn what_was_missed_comes_after_a_broken_connection_and_not_after_a_close()
     let missed = [Meaning::Start, Meaning::Output, Meaning::Terminal, Meaning::End];
     let missed = missed.map(|meaning| plain(1, meaning, "x"));
     let client = Client::greeted(&hub, "A").await;
-    missed[..2].iter().for_each(|delivery| hub.deliver(delivery.clone()));
+    for delivery in &missed[..2] {
+        hub.deliver(delivery.clone());
+    }
     tokio::task::yield_now().await;
     assert_eq!(client.break_off().await.ended, Ended::Gone);
-    missed[2..].iter().for_each(|delivery| hub.deliver(delivery.clone()));
+    for delivery in &missed[2..] {
+        hub.deliver(delivery.clone());
+    }
     let mut client = Client::greeted(&hub, "A").await;
     for delivery in &missed {
         assert_eq!(client.frame().await, delivery.frame);
@@ -192,7 +198,9 @@ async fn what_was_missed_comes_after_a_broken_connection_and_not_after_a_close()
     assert!(client.is_quiet().await);
 
     assert_eq!(client.close().await.ended, Ended::ByClient(1005));
-    missed.iter().for_each(|delivery| hub.deliver(delivery.clone()));
+    for delivery in &missed {
+        hub.deliver(delivery.clone());
+    }
     let mut client = Client::greeted(&hub, "A").await;
     assert!(client.is_quiet().await);
 }
