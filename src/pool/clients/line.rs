@@ -121,7 +121,7 @@ impl Line {
             out.push(entry);
         } else {
             track.held.push(entry);
-            track.held.thin_above(HELD_FLOOR, Thin::Progress);
+            track.held.thin_above(HELD_FLOOR, Thin::Progress, 0);
         }
         if meaning == Meaning::End {
             self.end(job, out);

@@ -68,10 +68,14 @@ impl Queue {
         *self = Self::default();
     }
 
-    /// Moves all of `other` behind what is here.
+    /// Moves all of `other` behind what is here. That it comes at once is not the reader's fault:
+    /// only when it has doubled is it thinned.
     pub(super) fn append(&mut self, mut other: Self) {
-        self.cost += other.cost;
-        self.entries.append(&mut other.entries);
+        if other.cost > 0 {
+            self.cost += other.cost;
+            self.entries.append(&mut other.entries);
+            self.threshold = self.threshold.max(2 * self.cost);
+        }
     }
 
     /// Keeps only what `keep` says, asked in order.
@@ -87,9 +91,9 @@ impl Queue {
     }
 
     /// Thins when it costs more than `floor` and twice of what the last time left.
-    pub(super) fn thin_above(&mut self, floor: usize, thin: Thin) {
+    pub(super) fn thin_above(&mut self, floor: usize, thin: Thin, target: usize) {
         if self.cost > self.threshold.max(floor) {
-            self.thin(thin, floor);
+            self.thin(thin, target);
             self.threshold = 2 * self.cost;
         }
     }
@@ -102,8 +106,8 @@ impl Queue {
         }
     }
 
-    /// Drops superseded progress, and superseded previews, oldest first, until it costs no more than
-    /// `target`.
+    /// Drops superseded progress, and superseded previews, oldest first, until it costs no more
+    /// than `target`.
     pub(super) fn thin(&mut self, thin: Thin, target: usize) {
         let superseded = self.superseded();
         self.drop_marked(&superseded, |entry| entry.meaning != Meaning::Preview, 0);

@@ -2,8 +2,8 @@
 //!
 //! A session is fed with the frames of its jobs and asked by its socket for the next one. Three
 //! things can be the case:
-//! - **It has a socket.** Frames wait in order. Beyond [`SOFT`] superseded progress and previews go;
-//!   a reader that takes nothing for [`STANDSTILL`] while more than [`PRESSURE`] waits is cut, and
+//! - **It has a socket.** Frames wait in order. Beyond [`SOFT`] superseded progress goes,
+//!   beyond [`LAG`] superseded previews; a reader that takes nothing for [`STANDSTILL`] while more than [`PRESSURE`] waits is cut, and
 //!   at [`OVERFLOW`] at once.
 //! - **It is kept**, for [`KEPT_FOR`] after a connection broke: nobody said goodbye, so the client
 //!   will be back. It then gets the frames that it missed: events and results all, of running jobs
@@ -27,8 +27,11 @@ use crate::config::ClientEvents;
 use crate::pool::frame::{Delivery, Frame, Meaning};
 use crate::pool::job::JobId;
 
-/// From here on what waits for a socket is thinned. A reader that keeps up never has so much.
+/// From here on superseded progress that waits for a socket goes. A reader that keeps up never has
+/// so much.
 pub const SOFT: usize = 256 << 10;
+/// From here on superseded previews go too, which may be results: more than a node sends at once.
+pub const LAG: usize = 8 << 20;
 /// A reader that stands still with more than this behind it is cut: what `ComfyUI`'s largest usual
 /// frames, full images, add up to in a few prompts.
 pub const PRESSURE: usize = 16 << 20;
@@ -134,7 +137,7 @@ impl Default for Session {
 
 impl Session {
     /// Nothing of it matters any more: no client comes back for it, no prompt of its runs, or has
-    /// told anything for [`SILENT_FOR`].
+    /// told anything for an hour.
     pub fn is_useless(&self, now: Moment) -> bool {
         let Presence::Gone(since) = self.presence else { return false };
         let remembers = self.flags.announced && now.since(since) < KEPT_FOR;
@@ -367,7 +370,9 @@ impl Session {
     }
 
     fn settle_live(&mut self, now: Moment) {
-        self.out.thin_above(SOFT, Thin::Previews);
+        let lags = self.out.cost() > LAG;
+        let thin = if lags { Thin::Previews } else { Thin::Progress };
+        self.out.thin_above(SOFT, thin, LAG);
         let mut waiting = self.out.cost() + self.line.held();
         if waiting > self.previews {
             self.line.thin_held(PREVIEWS.saturating_sub(self.out.cost()));
