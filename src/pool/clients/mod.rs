@@ -40,4 +40,4 @@ mod words;
 pub mod writer;
 
 pub use hub::Hub;
-pub use socket::{ClientInfo, MAX_SID, SocketEnd, mint_sid, response_head, serve};
+pub use socket::{ClientInfo, Ended, MAX_SID, SocketEnd, mint_sid, response_head, serve};
