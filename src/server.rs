@@ -116,6 +116,9 @@ impl Server {
         tokio::spawn(admin::serve(admin_listener, admin::router(&admin)));
 
         gateway.prober.first_round(FIRST_LOOK.min(config.health_check.timeout)).await;
+        if let Some(pool) = gateway.pool() {
+            pool.first_lane(FIRST_LOOK).await;
+        }
         tokio::spawn(summary::report(fleet));
         tokio::spawn(alerts::watch(Arc::clone(&gateway), Hysteresis::default()));
         let connections = TaskTracker::new();

@@ -256,6 +256,11 @@ async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
             .retry_after(1)
             .into_response();
     }
+    if gateway.pool().is_some_and(|pool| !pool.is_ready()) {
+        return Rejection::new(Kind::NoBackend, "no backend takes prompts")
+            .retry_after(1)
+            .into_response();
+    }
     Json(Health { status: "ready" }).into_response()
 }
 

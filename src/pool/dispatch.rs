@@ -184,6 +184,7 @@ impl Pool {
             attempts,
         };
         if phase == Phase::Waiting {
+            self.ends.lock().remove(&job.id);
             self.hub.withdrawn(&job.owner, job.id);
         }
         self.tasks.placed(&job.prompt_id, &placed);
@@ -201,6 +202,7 @@ impl Pool {
         attempts: u32,
         run_seconds: Option<f64>,
     ) {
+        let end = self.ends.lock().remove(&job.id);
         self.forget(job);
         let entry = self.entries.lock().remove(&job.id);
         let told = match &outcome {
@@ -209,7 +211,6 @@ impl Pool {
             Outcome::Cancelled => Entry::Interrupted,
         };
         self.tasks.ended(&job.prompt_id, told, attempts);
-        self.hub.ended(&job.owner, job.id);
         let entry = entry.or_else(|| self.entry_without_server(job, &outcome)).unwrap_or_default();
         if !entry.is_empty() {
             self.made.took(job.owner.key, &entry);
@@ -226,6 +227,10 @@ impl Pool {
             summary: summary.into(),
             entry,
         }))));
+        if let Some(end) = end {
+            self.hub.deliver(end);
+        }
+        self.hub.ended(&job.owner, job.id);
         self.line_moved.notify_one();
     }
 
@@ -239,6 +244,7 @@ impl Pool {
     /// Forgets what was kept for a job while it was open.
     fn forget(&self, job: &Job) {
         self.posted.forget(job.id);
+        self.ends.lock().remove(&job.id);
         self.pins.lock().remove(&job.id);
         self.rewritten.lock().remove(&job.id);
         self.held.fetch_sub(job.body.len() as u64, Relaxed);

@@ -8,7 +8,7 @@ use super::Pool;
 use super::core::Input;
 use super::events::{Attribution, Directory, Flavour, Known, Rewrite, Verdict};
 use super::files::prefix;
-use super::frame::Frame;
+use super::frame::{Delivery, Frame, Meaning};
 use super::links::{self, Listener};
 use super::posted::{AllPosted, Posted};
 use crate::backend::BackendId;
@@ -69,13 +69,14 @@ impl Listener for Ear {
         if pool.links.is_ready(backend) {
             // What happened while nobody listened has to be asked for.
             pool.tell(Input::LaneReset(backend));
-            pool.look_at(backend);
+            pool.look_first(backend);
         }
     }
 
     fn lost(&self, backend: BackendId, flavour: Flavour) {
         let Some(pool) = self.pool.upgrade() else { return };
         self.of(&pool, backend).lock().lost(flavour);
+        pool.read.lock().remove(&backend);
         pool.links_changed.notify_one();
         if let Some(backend) = pool.fleet.view().get(backend) {
             links::took_loss(backend);
@@ -86,12 +87,24 @@ impl Listener for Ear {
 impl Pool {
     fn act_on(self: &Arc<Self>, backend: BackendId, verdict: Verdict, now: Moment) {
         self.lived(backend, verdict.depth, now);
-        // The owner hears of an end before the core forgets the job.
         if let Some(delivery) = verdict.delivery {
-            self.hub.deliver(delivery);
+            self.pass_on(delivery);
         }
         if let Some(input) = verdict.input {
             self.tell(input);
+        }
+    }
+}
+
+impl Pool {
+    /// Passes a message to its owner. The last word on a prompt waits until its history entry is
+    /// here: clients ask for it as soon as they hear that word.
+    fn pass_on(&self, delivery: Delivery) {
+        let is_open = || self.core.lock().get(delivery.job).is_some();
+        if delivery.meaning == Meaning::End && is_open() {
+            self.ends.lock().insert(delivery.job, delivery);
+        } else {
+            self.hub.deliver(delivery);
         }
     }
 }

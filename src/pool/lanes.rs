@@ -46,6 +46,7 @@ fn tell(pool: &Arc<Pool>, told: &mut HashMap<BackendId, Told>) {
             let task_types = backend.spec.task_types.clone();
             told.insert(backend.id, Told { lane: lane.clone(), task_types });
             pool.tell(Input::Lane(lane));
+            pool.fleet.touch();
         }
     }
     pool.note_outputs(&view);
@@ -85,6 +86,7 @@ pub(super) fn is_open(pool: &Pool, backend: &Backend) -> bool {
         && standing.takes_new()
         && !standing.suspect
         && pool.links.is_ready(backend.id)
+        && pool.read.lock().contains(&backend.id)
 }
 
 /// Whether nothing changed that the core cares about. Capabilities are the same when they are the

@@ -36,6 +36,19 @@ impl Pool {
         depth as usize != self.core.lock().expected(backend)
     }
 
+    /// Reads the queue of a backend whose sockets have opened: nothing goes there before.
+    pub(super) fn look_first(self: &Arc<Self>, backend: BackendId) {
+        let pool = Arc::clone(self);
+        tokio::spawn(async move {
+            while pool.links.is_ready(backend) && !pool.read.lock().contains(&backend) {
+                let Some(found) = pool.fleet.view().get(backend).cloned() else { return };
+                if !pool.look(&found).await {
+                    sleep(PATIENCE).await;
+                }
+            }
+        });
+    }
+
     /// Reads a backend's queue soon; several wishes make one reading.
     pub(super) fn look_at(self: &Arc<Self>, backend: BackendId) {
         if !self.looking.lock().insert(backend) {
@@ -66,11 +79,11 @@ impl Pool {
         }
     }
 
-    async fn look(self: &Arc<Self>, backend: &Backend) {
+    async fn look(self: &Arc<Self>, backend: &Backend) -> bool {
         let asked = Moment::now();
-        let Ok(items) = self.ask.queue(backend, TIMEOUT).await else { return };
+        let Ok(items) = self.ask.queue(backend, TIMEOUT).await else { return false };
         if !items.complete {
-            return;
+            return false;
         }
         let ours = |ids: &[String]| {
             let found = ids.iter().filter_map(|id| self.posted.find(backend.id, id));
@@ -80,5 +93,9 @@ impl Pool {
         let all = items.running.len() + items.pending.len();
         let foreign = (all - running.len() - pending.len()) as u32;
         self.tell(Input::Queue { backend: backend.id, running, pending, foreign, asked });
+        if self.read.lock().insert(backend.id) {
+            self.links_changed.notify_one();
+        }
+        true
     }
 }

@@ -49,6 +49,7 @@ pub mod way;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -84,6 +85,8 @@ pub struct Pool {
     made: made::Made,
     /// Node types that end a workflow, on any server.
     outputs: ArcSwap<BTreeSet<Box<str>>>,
+    /// The last words on jobs whose history entry is being fetched.
+    ends: Mutex<HashMap<JobId, frame::Delivery>>,
     journal: journal::Journal,
     ask: ask::Ask,
     ear: Arc<hearing::Ear>,
@@ -97,6 +100,8 @@ pub struct Pool {
     routers: OnceLock<Routers>,
     counter: submission::Counter,
     next_job: AtomicU64,
+    /// Backends whose queue was read since their sockets opened.
+    read: Mutex<HashSet<BackendId>>,
     /// Backends whose queue is about to be read.
     looking: Mutex<HashSet<BackendId>>,
     /// The core has another time to be woken at.
@@ -123,7 +128,20 @@ impl Pool {
 
     /// Whether a backend gets jobs.
     pub fn is_open(&self, backend: &Backend) -> bool {
-        lanes::is_open(self, backend)
+        self.core.lock().takes_jobs(backend.id)
+    }
+
+    /// Whether any backend gets jobs.
+    pub fn is_ready(&self) -> bool {
+        let core = self.core.lock();
+        self.fleet.view().backends.iter().any(|backend| core.takes_jobs(backend.id))
+    }
+
+    /// Waits until a backend gets jobs, at most so long.
+    pub async fn first_lane(&self, limit: Duration) {
+        let mut changes = self.fleet.watch();
+        let opened = async { while !self.is_ready() && changes.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout(limit, opened).await;
     }
 
     /// Jobs that wait in the gateway.

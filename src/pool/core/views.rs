@@ -48,6 +48,11 @@ impl Core {
         self.line.len()
     }
 
+    /// Whether a backend gets jobs.
+    pub fn takes_jobs(&self, backend: BackendId) -> bool {
+        self.lanes.get(backend).is_some_and(super::lane::LaneState::is_open)
+    }
+
     /// How many prompts a backend should have: ours, those being judged there, and strangers'.
     pub fn expected(&self, backend: BackendId) -> usize {
         self.on(backend).len() + self.lanes.get(backend).map_or(0, |lane| lane.foreign as usize)

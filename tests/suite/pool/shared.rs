@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::painter::{Painter, paced};
-use super::{pool, quick_farm, setup};
+use super::{pool, quick_farm};
 use crate::support::is_full;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,16 +45,18 @@ async fn one_clients_prompts_run_on_all_servers_and_each_picture_is_the_right_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_farm_of_strangers_is_counted_and_waited_for() {
+async fn strangers_at_a_server_are_counted_and_waited_for() {
     let farm = quick_farm(1).await;
-    farm[0].faults().phantom_queue(1, 2);
-    let gateway = setup(&farm).embed().await;
-    let gateway = super::ready(gateway, 1).await;
+    let stranger = Painter::connect(&farm[0].url(), "stranger").await;
+    let theirs = stranger.paint(paced(9, 20.0)).await;
+    let gateway = pool(&farm).await;
     let painter = Painter::connect(&gateway.data, "patient").await;
     let prompt = painter.paint(paced(1, 0.1)).await;
     let queue = painter.get("/queue").await;
-    assert_eq!(queue["queue_pending"][0][1], json!(prompt), "it waits behind the strangers");
-    farm[0].faults().phantom_queue(0, 0);
+    assert_eq!(queue["queue_pending"][0][1], json!(prompt), "it waits behind the stranger's");
+    assert_eq!(queue["queue_running"], json!([]), "which is nobody's business");
     painter.finished(&prompt).await;
     assert!(painter.has_picture(&prompt, 1).await);
+    assert!(painter.events_of(&theirs).is_empty());
+    assert_eq!(farm[0].finished(), 2);
 }
