@@ -56,6 +56,10 @@ impl Lanes {
         set
     }
 
+    pub(super) fn forget_hints(&mut self) {
+        self.hints.get_mut().clear();
+    }
+
     pub(super) fn permitted(&self, needs: &Needs) -> LaneSet {
         self.set(|state| permits(&state.lane, needs))
     }
@@ -142,9 +146,12 @@ impl Core {
         }
     }
 
-    /// Lanes have come, gone or changed what they can do: every waiting job is filed anew.
+    /// Lanes have come, gone or changed what they can do: every waiting job is filed anew, once
+    /// however many changed while nothing could leave the line anyway.
     pub(super) fn refile(&mut self) {
-        self.lanes.hints.get_mut().clear();
+        if !std::mem::take(&mut self.unfiled) {
+            return;
+        }
         let mut line = std::mem::take(&mut self.line);
         line.rebuild(|ticket| match self.entries.get(&ticket.id) {
             Some(entry) => (self.ticket(entry), self.lanes.waited_for(entry)),

@@ -138,10 +138,11 @@ impl Core {
         let Some(place) = &mut entry.place else { return };
         place.absent += 1;
         let again = match place.life {
+            // It may still be on its way.
+            _ if place.verdict_out => true,
             // Its history is lost, if the backend was away since.
             Life::Ending => place.absent < MAX_ABSENT && place.doubtful.is_none(),
-            // It may still be on its way.
-            _ => place.verdict_out || (place.ambiguous && place.absent < 2),
+            _ => place.ambiguous && place.absent < 2,
         };
         if again {
             return self.wake(retry, Timer::Ask(id));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::entry::{Avoid, Entry, Life, Place};
 use super::timers::Timer;
-use super::{Core, Kept, Lane, Moment, Outcome, Phase};
+use super::{Core, Kept, Lane, Moment, Outcome, Phase, Refusal};
 use crate::backend::BackendId;
 use crate::pool::job::JobId;
 
@@ -35,7 +35,8 @@ impl Core {
         let now = lane.clone();
         let before = self.lanes.put(lane, self.now);
         if before.as_ref().is_none_or(|before| is_other(before, &now)) {
-            self.refile();
+            self.lanes.forget_hints();
+            self.unfiled = true;
         }
         match (before.is_some_and(|before| before.reachable), reachable) {
             (true, false) => self.lane_lost(backend),
@@ -98,7 +99,7 @@ impl Core {
         self.strays.forget_lane(backend);
         self.seats.forget(backend);
         self.fail_bound_to(backend);
-        self.refile();
+        self.unfiled = true;
     }
 
     /// Waiting jobs that only that backend could run.
@@ -151,7 +152,9 @@ impl Core {
         let (once, strikes) = (entry.job.once && !never_there, entry.strikes);
         let keep_from = if entry.accepted { Avoid::Died } else { Avoid::Refused };
         entry.avoid(lane, keep_from);
-        if !entry.accepted {
+        if !entry.accepted && once {
+            self.refuse(id, Refusal::Timeout);
+        } else if !entry.accepted {
             self.judge(id);
         } else if entry.cancelled {
             self.end(id, Outcome::Cancelled, None);

@@ -145,14 +145,14 @@ impl Lanes {
             calls: 0,
             turned: now,
         });
-        self.hints.get_mut().clear();
+        self.forget_hints();
         self.draw_ring();
     }
 
     pub(super) fn remove(&mut self, backend: BackendId) -> bool {
         let Some(slot) = self.index.remove(&backend) else { return false };
         self.slots[slot] = None;
-        self.hints.get_mut().clear();
+        self.forget_hints();
         self.draw_ring();
         true
     }

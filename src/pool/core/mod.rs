@@ -83,6 +83,8 @@ pub struct Core {
     turn: u64,
     /// After a restart nothing leaves the line before the lanes' queues were read, or this moment.
     settling: Option<Moment>,
+    /// Lanes have changed since the line was filed by what they can run.
+    unfiled: bool,
     now: Moment,
     out: Vec<Action>,
 }
@@ -107,6 +109,7 @@ impl Core {
             ripe: LaneSet::default(),
             turn: 0,
             settling: None,
+            unfiled: false,
             now: Moment(0),
             out: Vec::new(),
         }
@@ -151,8 +154,6 @@ impl Core {
     fn take_options(&mut self, options: Options) {
         let refile = options.fairness != self.options.fairness;
         self.options = options;
-        if refile {
-            self.refile();
-        }
+        self.unfiled |= refile;
     }
 }

@@ -98,7 +98,11 @@ impl Core {
     /// Gives every free lane the best job that it can run, then looks ahead.
     pub(super) fn pump(&mut self) {
         self.settle();
-        while !self.line.is_empty() && self.settling.is_none() {
+        if self.settling.is_some() {
+            return;
+        }
+        self.refile();
+        while !self.line.is_empty() {
             let free = self.free();
             let usable = |able: &LaneSet| !self.lanes.usable(able, &free).is_empty();
             let Some(id) = self.line.best(usable) else { break };

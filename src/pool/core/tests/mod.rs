@@ -2,6 +2,7 @@
 
 mod failing;
 mod placing;
+mod scale;
 mod stopping;
 
 use std::collections::BTreeSet;
