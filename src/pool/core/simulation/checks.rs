@@ -17,6 +17,8 @@ pub(super) struct Ledger {
     loose: BTreeSet<JobId>,
     completed: BTreeSet<JobId>,
     doubtful: BTreeSet<JobId>,
+    /// Jobs that were put before a server while not accepted.
+    judged: BTreeSet<JobId>,
     /// POSTs that are not answered.
     posts: BTreeMap<JobId, u32>,
 }
@@ -42,6 +44,10 @@ impl Ledger {
             Action::Post(post) => {
                 let capacity = core.capacity(post.backend);
                 assert!(post.vetting || capacity, "{now}: {:?} holds too many", post.backend);
+                if !self.accepted.contains(&post.job.id) && !self.judged.insert(post.job.id) {
+                    // Its first judge was given up, and may have it.
+                    self.loose.insert(post.job.id);
+                }
                 let out = self.posts.entry(post.job.id).or_default();
                 *out += 1;
                 if *out > 1 {
