@@ -57,7 +57,7 @@ impl Pool {
         if let Verdict::Accepted(reply) = &verdict
             && let Some(theirs) = submission::remote_id(reply, &job.prompt_id)
         {
-            self.ear.learn(backend.id, theirs.into(), posted);
+            self.ear.learn(backend.id, &theirs.into(), posted);
         }
         verdict
     }
