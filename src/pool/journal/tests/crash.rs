@@ -132,7 +132,7 @@ impl World {
                 }
             }
             Asked::End(id, ticket) => {
-                self.jobs.get_mut(&id).unwrap().ended |= ticket.wait().is_ok()
+                self.jobs.get_mut(&id).unwrap().ended |= ticket.wait().is_ok();
             }
             Asked::Delete(id, ticket) => {
                 self.jobs.get_mut(&id).unwrap().deleted |= ticket.wait().is_ok();
@@ -146,7 +146,9 @@ impl World {
             let asked: Vec<_> = (0..12).filter_map(|_| self.ask()).collect();
             self.now += Duration::from_millis(700);
             self.machine.round(self.now);
-            asked.into_iter().for_each(|asked| self.hear(asked));
+            for asked in asked {
+                self.hear(asked);
+            }
         }
         let _unheard: Vec<_> = (0..12).filter_map(|_| self.ask()).collect();
         self.machine.disk.take_picture_after(self.random.random_range(0..8));
@@ -237,7 +239,7 @@ fn the_files_stay_near_what_they_hold() {
     }
     assert!(tickets.into_iter().all(|ticket| ticket.wait().is_ok()));
     let needed = machine.journal.usage().finished_bytes + 4_000;
-    let used = machine.disk.used() - (2 << 20);
+    let used = machine.disk.used();
     assert!(used < needed + needed / 4 + 12 * SEGMENT, "{used} for {needed}");
     let again = Machine::start(machine.disk.crash(1), Bounds::default(), SEGMENT);
     assert_eq!(numbers(&again.restored.open), [(1, 3_000)].into());

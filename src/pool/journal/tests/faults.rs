@@ -122,7 +122,7 @@ fn a_line_that_is_full_refuses_new_jobs_and_takes_the_rest() {
     for _ in 0..20 {
         machine.round(Instant::now());
     }
-    let taken = tickets.into_iter().map(|ticket| ticket.wait());
+    let taken = tickets.into_iter().map(Ticket::wait);
     let (taken, refused): (Vec<_>, Vec<_>) = taken.partition(Result::is_ok);
     assert_eq!((taken.len(), refused.len()), (4, 14));
     assert!(refused[0].as_ref().unwrap_err().0.contains("slower"));

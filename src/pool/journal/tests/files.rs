@@ -156,7 +156,7 @@ fn the_oldest_go_when_there_are_too_many() {
     journal.close();
     assert_eq!(journal.usage().finished, 3);
     drop(journal);
-    let young = Bounds { max_age: Duration::from_secs(60), ..Bounds::default() };
+    let young = Bounds { max_age: Duration::from_mins(1), ..Bounds::default() };
     let (journal, _) = Journal::open_sized(dir.path(), young, names(), SEGMENT).unwrap();
     journal.close();
     let in_2027 = u128::from(NOW_MS) > std::time::UNIX_EPOCH.elapsed().unwrap().as_millis();
