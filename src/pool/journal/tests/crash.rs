@@ -220,6 +220,25 @@ fn what_was_acknowledged_survives_any_crash() {
     }
 }
 
+/// The stream of open jobs must know of an end before the end itself is dropped.
+#[test]
+fn a_job_whose_end_was_forgotten_does_not_come_back() {
+    let few = Bounds { max_jobs: 2, ..Bounds::default() };
+    let mut machine = Machine::start(SimDisk::new(), few, SEGMENT);
+    let now = Instant::now();
+    let accepted: Vec<_> = (1..40).map(|n| machine.journal.write(accepted(n, 100))).collect();
+    machine.round(now);
+    assert!(accepted.into_iter().all(|ticket| ticket.wait().is_ok()));
+    for n in 1..30 {
+        let ticket = machine.journal.write(ended(n, 1000));
+        machine.round(now);
+        ticket.wait().unwrap();
+        let again = Machine::start(machine.disk.crash(n), few, SEGMENT);
+        let open = numbers(&again.restored.open).into_keys();
+        assert!(open.eq(n + 1..40), "after {n}");
+    }
+}
+
 /// Dropping and rewriting keep the files near what is needed, through jobs by the thousand.
 #[test]
 fn the_files_stay_near_what_they_hold() {

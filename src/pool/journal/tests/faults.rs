@@ -102,6 +102,10 @@ fn a_refused_job_does_not_come_back_after_a_restart() {
         let refused = machine.journal.write(accepted(2, 1000));
         machine.round(now);
         assert!(refused.wait().is_err());
+        if !fails_cut {
+            let again = Machine::start(machine.disk.picture(), Bounds::default(), SEGMENT);
+            assert_eq!(numbers(&again.restored.open), [(1, 1000)].into());
+        }
         machine.disk.fail_sync(false);
         machine.disk.fail_cut(false);
         machine.round(now + Duration::from_secs(2));

@@ -376,9 +376,8 @@ fn a_full_file_system_is_met_with_clear_words_and_left_again() {
     assert!(journal.write(accepted(200, 10)).wait().is_err());
     // Running jobs end, into the reserve.
     journal.write(ended(1, 200_000)).wait().unwrap();
-    for n in 2..full {
-        journal.write(ended(n, 100)).wait().unwrap();
-    }
+    let ends: Vec<_> = (2..full).map(|n| journal.write(ended(n, 100))).collect();
+    assert!(ends.into_iter().all(|ticket| ticket.wait().is_ok()));
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while journal.health().is_err() && std::time::Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
