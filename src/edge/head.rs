@@ -394,7 +394,7 @@ mod tests {
 
     #[test]
     fn a_rewritten_head_has_another_target_and_no_upgrade() {
-        let head = b"GET /@x/a HTTP/1.1\r\nHost: a\r\nUPGRADE: h2c\r\nX: Upgrade: y\r\n\r\n";
+        let head = b"GET /@x/a HTTP/1.1\r\nHost: a\r\nUPGRADE: h2c\r\nX-SECRET: a\r\nX: Upgrade: y\r\n\r\n";
         let head = rewrite(head, "/a", &["x-secret"]);
         assert_eq!(&head[..], b"GET /a HTTP/1.1\r\nHost: a\r\nX: Upgrade: y\r\n\r\n");
     }

@@ -59,7 +59,7 @@ use tokio::sync::{Notify, oneshot};
 pub use start::{Opened, open};
 
 use crate::backend::{Backend, BackendId};
-use crate::config::{Config, Isolation};
+use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::tasks::Tasks;
 use job::JobId;
@@ -123,7 +123,7 @@ struct Routers {
 impl Pool {
     /// Whether callers see and touch their own jobs only.
     fn is_isolated(&self) -> bool {
-        self.config.load().pool.isolation != Isolation::None
+        self.hub.is_isolated()
     }
 
     /// Whether a backend gets jobs.

@@ -481,7 +481,7 @@ fn broken_secrets_never_show() {
 
 #[test]
 fn what_is_not_built_yet_is_warned_of() {
-    let text = "backends: [http://a]\npool: {prefetch: 1, isolation: user, keep_outputs: 10GB}\n\
+    let text = "backends: [http://a]\npool: {prefetch: 1, keep_outputs: 10GB}\n\
                 scheduler: {zones: {eu: ['::/0']}}\n\
                 health_check: {interval: 1s, timeout: 2s}\n";
     let loaded = load_text(text, &[], Flags::default()).unwrap();
@@ -489,10 +489,26 @@ fn what_is_not_built_yet_is_warned_of() {
     assert_eq!(
         loaded.warnings,
         [
-            "pool.prefetch: has no effect yet",
-            "pool.isolation: has no effect yet",
             "pool.keep_outputs: has no effect yet",
             "health_check.timeout: longer than health_check.interval, so polls fall behind",
+        ]
+    );
+}
+
+#[test]
+fn isolation_by_user_wants_somebody_who_names_users() {
+    let told = complaint("{mode: pool, backends: ['http://a'], pool: {isolation: user}}");
+    assert!(told.starts_with("pool.isolation: user"), "{told}");
+    assert!(told.contains("auth.user_header") && told.contains("server.trusted_proxies"), "{told}");
+    let text = "{backends: ['http://a'], pool: {isolation: user}, auth: {user_header: X-User},\
+                limits: {per_user: {queued: 3}}}";
+    let loaded = load_text(text, &[], Flags::default()).unwrap();
+    assert_eq!(loaded.config.auth.user_header.as_deref(), Some("x-user"));
+    assert_eq!(
+        loaded.warnings,
+        [
+            "auth.user_header: believed of server.trusted_proxies only, and there are none",
+            "limits.per_user: has an effect in pool mode only",
         ]
     );
 }
