@@ -122,10 +122,7 @@ pub(super) const FILE: Shape = Map(&[
             ("body_size", Leaf),
             ("keepalive_timeout", Leaf),
             ("connections", Leaf),
-            (
-                "per_user",
-                Map(&[("queued", Leaf), ("running", Leaf), ("prompts_per_minute", Leaf)]),
-            ),
+            ("per_user", Map(&[("queued", Leaf), ("running", Leaf), ("prompts_per_minute", Leaf)])),
         ]),
     ),
 ]);

@@ -279,7 +279,7 @@ impl Pool {
     }
 
     /// Seconds after which the line will be shorter, for `Retry-After`.
-    fn drains_in(&self) -> u32 {
+    pub(super) fn drains_in(&self) -> u32 {
         let view = self.fleet.view();
         let seconds = view.backends.iter().map(|backend| backend.live.learnt().prompt_seconds);
         let shortest = seconds.filter(|seconds| *seconds > 0.0).min_by(f64::total_cmp);

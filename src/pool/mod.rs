@@ -17,6 +17,7 @@
 //! [`lanes`] and [`look`] tell the core what the fleet looks like, [`foresee`] tells users when
 //! their jobs will have ended.
 
+mod allowance;
 pub mod ask;
 mod cancel;
 pub mod clients;
@@ -73,6 +74,7 @@ pub struct Pool {
     /// The clients that wait for a verdict.
     verdicts: Mutex<HashMap<JobId, oneshot::Sender<own::prompt::Answer>>>,
     flights: own::prompt::InFlight,
+    per_user: own::limits::PerUser,
     posted: posted::AllPosted,
     /// History entries that were fetched for jobs that are about to end.
     entries: Mutex<HashMap<JobId, Bytes>>,

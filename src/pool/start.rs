@@ -89,6 +89,7 @@ pub(super) fn options(config: &Config) -> Options {
         retry_interval: config.queue.retry_interval,
         max_retries: config.queue.max_retries,
         fairness: config.queue.fairness,
+        running_per_caller: config.limits.per_user.running,
         prefetch: config.pool.prefetch,
         rule: Rule {
             strategy: scheduler.strategy,
@@ -143,6 +144,7 @@ impl Opened {
                 core: Mutex::new(Core::new(options(&now))),
                 verdicts: Mutex::default(),
                 flights: own::prompt::InFlight::default(),
+                per_user: own::limits::PerUser::default(),
                 posted: super::posted::AllPosted::default(),
                 entries: Mutex::default(),
                 held: AtomicU64::new(0),

@@ -4,6 +4,7 @@
 
 mod history;
 mod jobs;
+pub(super) mod limits;
 pub(super) mod prompt;
 mod queue;
 mod stop;

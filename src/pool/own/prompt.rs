@@ -23,6 +23,7 @@ use super::super::job::{Job, JobId, Needs, Owner};
 use super::super::submission::{self, Number, Parsed, Submission};
 use super::super::visit::Visit;
 use super::json;
+use crate::config::Priority;
 use crate::rejection::{Kind, Rejection};
 
 /// Bytes of prompts that the gateway holds at most, waiting ones included.
@@ -134,7 +135,9 @@ impl Pool {
             Boarding::Again(before) => return Ok(before.answer().await),
         };
         let _landing = Landing { flights: &self.flights, id: Arc::clone(&prompt_id) };
-        let job = self.job_of(visit, body, submission, prompt_id);
+        let id = JobId(self.next_job.fetch_add(1, Relaxed));
+        let _turn = self.admit(visit.key, id)?;
+        let job = self.job_of(id, visit, body, submission, prompt_id);
         let answer = self.judged(job).await;
         sender.send_replace(Some(answer.clone()));
         Ok(answer)
@@ -156,6 +159,7 @@ impl Pool {
 
     fn job_of(
         &self,
+        id: JobId,
         visit: Visit,
         body: Bytes,
         submission: &Submission,
@@ -165,7 +169,7 @@ impl Pool {
         needs.task_type = visit.task_type.or(needs.task_type);
         let once = submission.wishes.once || self.has_no_retry_node(&needs);
         Arc::new(Job {
-            id: JobId(self.next_job.fetch_add(1, Relaxed)),
+            id,
             prompt_id,
             owner: Owner {
                 key: visit.key,
@@ -173,7 +177,10 @@ impl Pool {
                 client_id: submission.client_id.clone(),
             },
             number: submission.number(&self.counter).value(),
-            priority: 0,
+            priority: match self.config.load().queue.priority {
+                Priority::Off => 0,
+                Priority::ExtraData => submission.wishes.priority,
+            },
             needs: Arc::new(needs),
             kind: submission.kind.clone(),
             zone: visit.zone,
