@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn a_minutes_worth_at_once_and_then_the_rate() {
         let mut allowances = Allowances::default();
-        let at = |ms| Moment(1_000_000 + ms);
+        let at = |ms: u64| Moment(1_000_000 + ms);
         for _ in 0..6 {
             assert_eq!(allowances.take(caller(1), 6, at(0)), Ok(()));
         }

@@ -193,6 +193,9 @@ impl Pool {
             running,
             attempts,
         };
+        if running && let Some(error) = self.forecasts.lock().begun(job.id, Moment::now()) {
+            self.eta_error.observe(error);
+        }
         if phase == Phase::Waiting {
             self.ends.lock().remove(&job.id);
             self.hub.withdrawn(&job.owner, job.id);

@@ -27,6 +27,7 @@ mod errands;
 pub mod eta;
 pub mod events;
 pub mod files;
+mod forecast;
 mod foresee;
 pub mod frame;
 mod hearing;
@@ -62,6 +63,7 @@ pub use start::{Opened, open};
 use crate::backend::{Backend, BackendId};
 use crate::config::Config;
 use crate::fleet::Fleet;
+use crate::metrics::Durations;
 use crate::tasks::Tasks;
 use job::JobId;
 
@@ -110,6 +112,9 @@ pub struct Pool {
     alarm: Notify,
     /// A socket to a backend has opened or ended.
     links_changed: Notify,
+    forecasts: Mutex<forecast::Forecasts>,
+    /// How far off the first reckoning of a job's beginning was.
+    eta_error: Arc<Durations>,
     /// The line, or what runs, has changed.
     line_moved: Notify,
 }

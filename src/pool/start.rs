@@ -170,6 +170,8 @@ impl Opened {
                 alarm: Notify::new(),
                 links_changed: Notify::new(),
                 line_moved: Notify::new(),
+                forecasts: Mutex::default(),
+                eta_error: Arc::clone(&gateway.metrics.eta_error),
                 tasks: Arc::clone(&gateway.tasks),
                 fleet: Arc::clone(&fleet),
                 config,
