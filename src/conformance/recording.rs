@@ -46,6 +46,14 @@ pub struct Scenario {
     /// Why a run did not come to its end; never set in a recording.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incomplete: Option<String>,
+    /// How many servers stand behind the gateway in pool mode that ran it; 0 where it was one
+    /// server, as in every recording.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub farm: usize,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// A run of a scenario, in the form of its recording.

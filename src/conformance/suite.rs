@@ -36,9 +36,10 @@ pub(super) struct Suite {
 impl Suite {
     /// Asks the server what it can do.
     pub(super) async fn begin(url: &str, options: &Options) -> anyhow::Result<Self> {
-        let target = Target::new(url, options.timeout)?;
+        let mut target = Target::new(url, options.timeout)?;
         let info =
             target.get_json("/object_info/PacedImage").await.context("no ComfyUI answers")?;
+        target.find_farm().await?;
         Ok(Self {
             target,
             filter: options.filter.clone(),
