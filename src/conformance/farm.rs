@@ -60,7 +60,7 @@ impl Listener<'_> {
         let place = format!("{}, status frames", self.name);
         for status in &got.statuses {
             let remaining = status.pointer("/data/status/exec_info/queue_remaining");
-            if !remaining.and_then(Value::as_u64).is_some_and(|n| n <= posts as u64) {
+            if remaining.and_then(Value::as_u64).is_none_or(|n| n > posts as u64) {
                 findings.add(&place, format!("a depth of at most {posts}"), label(status));
             }
         }

@@ -48,12 +48,13 @@ pub struct Scenario {
     pub incomplete: Option<String>,
     /// How many servers stand behind the gateway in pool mode that ran it; 0 where it was one
     /// server, as in every recording.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_alone")]
     pub farm: usize,
 }
 
-fn is_zero(count: &usize) -> bool {
-    *count == 0
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_alone(farm: &usize) -> bool {
+    *farm == 0
 }
 
 /// A run of a scenario, in the form of its recording.

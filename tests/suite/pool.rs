@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
+mod actor;
 mod agreement;
 mod answers;
+mod asking;
+mod breach;
 mod conforming;
 mod ear;
 mod eligible;

@@ -61,6 +61,29 @@ impl Trial<'_> {
         problems
     }
 
+    /// What there was, in a line.
+    pub(crate) fn summary(&self) -> String {
+        let prompts = self.ledger.prompts();
+        let ended = |name: &str| {
+            let ends = prompts.iter().filter_map(|(id, entry)| terminal(self.entry(id, entry)?));
+            ends.filter(|(end, _)| *end == name).count()
+        };
+        let sessions = self.witnesses.iter().flat_map(|witness| &witness.sessions);
+        let (sockets, events) = sessions
+            .fold((0, 0), |(count, events), session| (count + 1, events + session.notes.len()));
+        format!(
+            "{} prompts: {} completed, {} failed, {} interrupted; {} refused, {} forgotten; \
+             {sockets} sockets of {} clients heard {events} events",
+            prompts.len(),
+            ended("execution_success"),
+            ended("execution_error"),
+            ended("execution_interrupted"),
+            self.ledger.refused().len(),
+            prompts.values().filter(|entry| entry.forgotten.is_some()).count(),
+            self.witnesses.len(),
+        )
+    }
+
     /// What the owners have still to hear.
     pub(crate) fn missing(&self) -> Vec<String> {
         let prompts = self.ledger.prompts();
@@ -216,7 +239,7 @@ impl Trial<'_> {
     fn complete(&self, witness: &Witness, id: &str, entry: &Entry, problems: &mut Vec<String>) {
         let heard = |is: &dyn Fn(&Note) -> bool| {
             let notes = witness.sessions.iter().flat_map(|session| &session.notes);
-            notes.filter(|note| note.prompt() == Some(id)).any(|note| is(note))
+            notes.filter(|note| note.prompt() == Some(id)).any(is)
         };
         let Some(told) = self.entry(id, entry) else {
             if heard(&|note| note.is("execution_start")) {
