@@ -1,0 +1,48 @@
+//! Pool mode: the farm as one ComfyUI, with real sockets between clients, gateway and simulators.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
+mod answers;
+mod eligible;
+mod fair;
+mod files;
+mod painter;
+mod shared;
+mod sockets;
+mod stopping;
+
+use comfygate::sim::{Sim, SimConfig};
+use serde_json::json;
+
+use crate::support::{Embedded, Setup};
+
+/// Simulators whose pictures take a tenth of their seconds.
+async fn quick_farm(count: usize) -> Vec<Sim> {
+    let mut farm = Vec::new();
+    for _ in 0..count {
+        farm.push(Sim::start(SimConfig { speed: 10.0, ..SimConfig::default() }).await.unwrap());
+    }
+    farm
+}
+
+fn setup(farm: &[Sim]) -> Setup {
+    Setup::of(farm).with(json!({"mode": "pool"}))
+}
+
+/// A gateway in pool mode in front of these, ready to dispatch to all of them.
+async fn pool(farm: &[Sim]) -> Embedded {
+    ready(setup(farm).embed().await, farm.len()).await
+}
+
+/// Waits until every backend is open for jobs.
+async fn ready(gateway: Embedded, backends: usize) -> Embedded {
+    let path = format!("{}/lb/backends", gateway.admin);
+    crate::support::eventually("every backend takes jobs", crate::support::PATIENCE, async || {
+        let list: serde_json::Value =
+            gateway.http.get(&path).send().await.unwrap().json().await.unwrap();
+        let up = |one: &&serde_json::Value| one["state"] == "up" && one["takes_jobs"] == true;
+        list["backends"].as_array().unwrap().iter().filter(up).count() == backends
+    })
+    .await;
+    gateway
+}

@@ -1,0 +1,1 @@
+//! Jobs run where they can.
