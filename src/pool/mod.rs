@@ -32,6 +32,7 @@ mod hearing;
 pub mod job;
 pub mod journal;
 mod lanes;
+pub mod line;
 pub mod links;
 mod look;
 pub mod merged;
