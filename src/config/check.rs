@@ -183,6 +183,7 @@ fn pool(node: &Node<'_>) -> Pool {
         isolation: node.get("isolation").choice(Isolation::None, &isolations),
         client_events: node.get("client_events").choice(ClientEvents::Auto, &events),
         keep_outputs: node.get("keep_outputs").size(0, 0..=1024 * TIB),
+        uploads_size: node.get("uploads_size").size(10_000_000_000, MIB..=1024 * TIB),
         no_retry_nodes: node
             .get("no_retry_nodes")
             .list("give a list of node types", |item| item.text("use a node type", Some)),

@@ -250,6 +250,8 @@ pub struct Pool {
     pub client_events: ClientEvents,
     /// Bytes of output files kept at the gateway; 0: none.
     pub keep_outputs: u64,
+    /// Bytes of uploaded files kept at the gateway.
+    pub uploads_size: u64,
     /// Node types whose jobs must not run twice.
     pub no_retry_nodes: Vec<String>,
 }

@@ -98,6 +98,7 @@ pub(super) const FILE: Shape = Map(&[
             ("isolation", Leaf),
             ("client_events", Leaf),
             ("keep_outputs", Leaf),
+            ("uploads_size", Leaf),
             ("no_retry_nodes", Leaf),
         ]),
     ),

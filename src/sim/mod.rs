@@ -61,7 +61,6 @@ mod picture;
 mod progress;
 mod prompt;
 mod queue;
-mod reply;
 mod server;
 mod upload;
 mod userdata;
@@ -83,6 +82,8 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use crate::comfy::reply;
 
 pub use cli::{Args, run, start_farm};
 pub use events::{Tap, TapFrame};
