@@ -14,6 +14,8 @@ pub enum Kind {
     BadRequest,
     /// A value in it is wrong.
     InvalidValue,
+    /// A prompt's id is no canonical UUID.
+    InvalidPromptId,
     /// No valid credentials.
     Unauthorized,
     /// Not allowed.
@@ -48,6 +50,7 @@ impl Kind {
     pub const ALL: [Self; Self::UpstreamTimeout as usize + 1] = [
         Self::BadRequest,
         Self::InvalidValue,
+        Self::InvalidPromptId,
         Self::Unauthorized,
         Self::Forbidden,
         Self::NotFound,
@@ -77,6 +80,7 @@ impl Kind {
         match self {
             Self::BadRequest => ("bad_request", StatusCode::BAD_REQUEST),
             Self::InvalidValue => ("invalid_value", StatusCode::BAD_REQUEST),
+            Self::InvalidPromptId => ("invalid_prompt_id", StatusCode::BAD_REQUEST),
             Self::Unauthorized => ("unauthorized", StatusCode::UNAUTHORIZED),
             Self::Forbidden => ("forbidden", StatusCode::FORBIDDEN),
             Self::NotFound => ("not_found", StatusCode::NOT_FOUND),

@@ -72,7 +72,8 @@ impl Capabilities {
     }
 }
 
-fn is_model(name: &str) -> bool {
+/// Whether a name ends like the file of a model.
+pub(crate) fn is_model(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     ENDINGS.iter().any(|ending| name.ends_with(ending))
 }
