@@ -11,7 +11,7 @@ use log::warn;
 use super::Pool;
 use super::core::{Action, Input, Outcome, Phase, Refusal};
 use super::job::{Job, JobId};
-use super::journal::Change;
+use super::journal::{Accepted, Change, Moved};
 use super::own::prompt::Answer;
 use super::submission::{self, Number};
 use crate::backend::BackendId;
@@ -19,7 +19,7 @@ use crate::clock::Moment;
 use crate::comfy::history::Entry;
 use crate::logging::TARGET;
 use crate::rejection::{Kind, Rejection};
-use crate::tasks::{Accepted, Placed, THE_LINE};
+use crate::tasks::{self, Placed, THE_LINE};
 
 impl Pool {
     /// Tells the core what happened and does what follows.
@@ -88,7 +88,7 @@ impl Pool {
 
     /// Keeps an accepted job, then answers its client.
     fn accept(self: &Arc<Self>, job: &Arc<Job>, reply: bytes::Bytes) {
-        self.tasks.accepted(Accepted {
+        self.tasks.accepted(tasks::Accepted {
             id: job.prompt_id.to_string(),
             key: job.owner.key,
             caller: job.owner.caller.to_string(),
@@ -99,7 +99,12 @@ impl Pool {
         if let Some(kind) = &job.kind {
             self.tasks.set_kind(THE_LINE, &job.prompt_id, kind.clone());
         }
-        let kept = self.journal.write(Change::Accepted { job: Arc::clone(job), reply: reply.clone() });
+        let kept = self.journal.write(Change::Accepted(Accepted {
+            job: Arc::clone(job),
+            reply: reply.clone(),
+            fingerprint: submission::fingerprint(&job.body),
+            counter: self.counter.peek(),
+        }));
         let (pool, job, id) = (Arc::clone(self), Arc::clone(job), job.id);
         tokio::spawn(async move {
             let answer = match kept.await {
@@ -159,7 +164,9 @@ impl Pool {
             self.hub.withdrawn(&job.owner, job.id);
         }
         self.tasks.placed(&job.prompt_id, &placed);
-        drop(self.journal.write(Change::Moved { id: job.id, phase, attempts }));
+        let remote_id = backend.and_then(|backend| self.posted.id_at(backend, job.id));
+        let remote_id = remote_id.filter(|id| *id != job.prompt_id);
+        drop(self.journal.write(Change::Moved(Moved { id: job.id, phase, attempts, remote_id })));
         self.line_moved.notify_one();
     }
 
