@@ -5,8 +5,10 @@ use std::sync::Arc;
 use super::Pool;
 use super::core::{Attempt, Input, Known, Post, TakenBack, Verdict};
 use super::job::Job;
+use super::events::Flavour;
+use super::files::prefix;
 use super::posted::Posted;
-use super::submission;
+use super::submission::{self, Adoption};
 use crate::backend::{Backend, BackendId};
 
 impl Pool {
@@ -21,7 +23,7 @@ impl Pool {
 
     async fn post_to(&self, backend: &Backend, post: &Post) -> Verdict {
         let job = &post.job;
-        let flavour = self.hub.flavour_of(&job.owner);
+        let flavour = self.flavour_of(job);
         let body = match self.prepare(backend, job).await {
             Ok(body) => body,
             Err(error) => {
@@ -30,7 +32,7 @@ impl Pool {
             }
         };
         let number = if post.vetting { submission::LAST } else { job.number };
-        let sid = self.sids.of(flavour);
+        let sid = self.links.sids().of(flavour);
         let body = submission::render(&body, &sid, number, &job.prompt_id);
         let posted = Posted { job: Arc::clone(job), flavour };
         self.posted.add(backend.id, Arc::clone(&job.prompt_id), posted.clone());
@@ -39,7 +41,7 @@ impl Pool {
         if let Verdict::Accepted(reply) = &verdict
             && let Some(theirs) = submission::remote_id(reply, &job.prompt_id)
         {
-            self.posted.add(backend.id, theirs.into(), posted);
+            self.ear.learn(backend.id, theirs.into(), posted);
         }
         verdict
     }
@@ -57,9 +59,13 @@ impl Pool {
     pub(super) async fn ask_about(self: Arc<Self>, job: Arc<Job>, backend: BackendId, attempt: Attempt) {
         let known = match self.backend(backend) {
             Some(at) => {
-                let (known, entry) = self.ask.know(&at, &self.id_at(&at, &job)).await;
+                let id = self.id_at(&at, &job);
+                let (known, entry) = self.ask.know(&at, &id).await;
                 if let Some(entry) = entry {
                     self.adopt(&at, &job, &entry);
+                }
+                if let (Known::Running, Some(posted)) = (&known, self.posted.find(backend, &id)) {
+                    self.ear.resume(&self, backend, posted.flavour, &id);
                 }
                 known
             }
@@ -72,6 +78,28 @@ impl Pool {
     pub(super) async fn interrupt(self: Arc<Self>, job: Arc<Job>, backend: BackendId) {
         if let Some(backend) = self.backend(backend) {
             self.ask.interrupt(&backend, &self.id_at(&backend, &job)).await;
+        }
+    }
+
+    /// The socket on which a job's events come in the form that its owner wants.
+    fn flavour_of(&self, job: &Job) -> Flavour {
+        let wants = job.owner.client_id.as_ref().is_some_and(|id| self.hub.flags(id));
+        if wants { Flavour::Flags } else { Flavour::Plain }
+    }
+
+    /// Keeps a history entry as the job's owner is to get it.
+    fn adopt(&self, backend: &Backend, job: &Job, entry: &[u8]) {
+        let reply = self.core.lock().get(job.id).map(|view| view.reply).unwrap_or_default();
+        let adoption = Adoption {
+            job,
+            reply: &reply,
+            remote_id: &self.id_at(backend, job),
+            is_output: &|class| self.merged.is_output(class),
+            rewritten: self.files.names_files(&job.body),
+            mark: &|value| prefix::mark(value, backend.name()),
+        };
+        if let Some(entry) = submission::adopt(entry, &adoption) {
+            self.entries.lock().insert(job.id, entry);
         }
     }
 

@@ -6,11 +6,11 @@ use parking_lot::Mutex;
 
 use super::Pool;
 use super::core::Input;
-use super::events::{Attribution, Directory, Flavour, Known, Rewrite};
+use super::events::{Attribution, Directory, Flavour, Known, Rewrite, Verdict};
 use super::files::prefix;
 use super::frame::Frame;
-use super::links::Listener;
-use super::posted::AllPosted;
+use super::links::{self, Listener};
+use super::posted::{AllPosted, Posted};
 use crate::backend::BackendId;
 use crate::clock::Moment;
 
@@ -23,6 +23,23 @@ pub(super) struct Ear {
 impl Ear {
     pub(super) fn new(pool: Weak<Pool>) -> Self {
         Self { pool, backends: Mutex::default() }
+    }
+
+    /// A backend runs a prompt under an id of its own making. What it told of it before is told now.
+    pub(super) fn learn(&self, backend: BackendId, id: Arc<str>, posted: Posted) {
+        let Some(pool) = self.pool.upgrade() else { return };
+        let now = Moment::now();
+        let side = self.of(&pool, backend);
+        let mut side = side.lock();
+        pool.posted.add(backend, Arc::clone(&id), posted);
+        for verdict in side.claim(&id, now, &pool.posted) {
+            pool.act_on(backend, verdict, now);
+        }
+    }
+
+    /// A backend said, not by an event, that a prompt runs there.
+    pub(super) fn resume(&self, pool: &Pool, backend: BackendId, flavour: Flavour, id: &str) {
+        self.of(pool, backend).lock().resume(flavour, id);
     }
 
     fn of(&self, pool: &Pool, backend: BackendId) -> Arc<Mutex<Attribution>> {
@@ -42,14 +59,7 @@ impl Listener for Ear {
         let now = Moment::now();
         let side = self.of(&pool, backend);
         let verdict = side.lock().heard(flavour, &frame, now, &pool.posted);
-        pool.lived(backend, verdict.depth, now);
-        // The owner hears of an end before the core forgets the job.
-        if let Some(delivery) = verdict.delivery {
-            pool.hub.deliver(delivery);
-        }
-        if let Some(input) = verdict.input {
-            pool.tell(input);
-        }
+        pool.act_on(backend, verdict, now);
     }
 
     fn opened(&self, backend: BackendId, flavour: Flavour) {
@@ -68,8 +78,20 @@ impl Listener for Ear {
         self.of(&pool, backend).lock().lost(flavour);
         pool.links_changed.notify_one();
         if let Some(backend) = pool.fleet.view().get(backend) {
-            backend.live.broke();
-            backend.live.poke.notify_one();
+            links::took_loss(backend);
+        }
+    }
+}
+
+impl Pool {
+    fn act_on(self: &Arc<Self>, backend: BackendId, verdict: Verdict, now: Moment) {
+        self.lived(backend, verdict.depth, now);
+        // The owner hears of an end before the core forgets the job.
+        if let Some(delivery) = verdict.delivery {
+            self.hub.deliver(delivery);
+        }
+        if let Some(input) = verdict.input {
+            self.tell(input);
         }
     }
 }

@@ -68,13 +68,19 @@ fn lane_of(pool: &Pool, backend: &Backend, told: Option<&Told>) -> Lane {
         zone: backend.zone().map(Into::into),
         task_types,
         capabilities: backend.live.inventory.capabilities(),
-        open: standing.health == Health::Up
-            && standing.takes_new()
-            && !standing.suspect
-            && pool.links.is_ready(backend.id),
+        open: is_open(pool, backend),
         reachable: standing.health == Health::Up,
         prompt_seconds: (backend.live.learnt().prompt_seconds * 10.0).round() / 10.0,
     }
+}
+
+/// Whether new jobs may go to a backend.
+pub(super) fn is_open(pool: &Pool, backend: &Backend) -> bool {
+    let standing = backend.live.standing();
+    standing.health == Health::Up
+        && standing.takes_new()
+        && !standing.suspect
+        && pool.links.is_ready(backend.id)
 }
 
 /// Whether nothing changed that the core cares about. Capabilities are the same when they are the

@@ -12,6 +12,7 @@ use tokio::time::{interval, sleep};
 
 use super::Pool;
 use super::core::Input;
+use super::links;
 use crate::backend::{Backend, BackendId};
 use crate::clock::Moment;
 
@@ -22,12 +23,8 @@ impl Pool {
     /// A backend has shown life, and perhaps its depth.
     pub(super) fn lived(self: &Arc<Self>, backend: BackendId, depth: Option<u32>, now: Moment) {
         let view = self.fleet.view();
-        let Some(backend) = view.get(backend) else { return };
-        backend.live.event(now);
-        let Some(depth) = depth else { return };
-        backend.live.depth.pushed(depth, now);
-        backend.live.saw_depth(depth, now);
-        self.fleet.touch();
+        let (Some(backend), Some(depth)) = (view.get(backend), depth) else { return };
+        links::took_depth(backend, &self.fleet, depth, now);
         if depth as usize != self.core.lock().expected(backend.id) {
             self.look_at(backend.id);
         }

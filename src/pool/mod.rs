@@ -38,8 +38,88 @@ mod look;
 pub mod merged;
 mod own;
 mod posted;
+mod start;
 pub mod route;
 pub mod submission;
 pub mod userdata;
 pub mod visit;
 pub mod way;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+pub use start::{Opened, open};
+
+use crate::backend::{Backend, BackendId};
+use crate::config::{Config, Isolation};
+use crate::fleet::Fleet;
+use crate::tasks::Tasks;
+use job::JobId;
+
+/// Pool mode's parts, as they share them.
+pub struct Pool {
+    fleet: Arc<Fleet>,
+    config: Arc<ArcSwap<Config>>,
+    tasks: Arc<Tasks>,
+    core: Mutex<core::Core>,
+    /// The clients that wait for a verdict.
+    verdicts: Mutex<HashMap<JobId, oneshot::Sender<own::prompt::Answer>>>,
+    flights: own::prompt::InFlight,
+    posted: posted::AllPosted,
+    /// History entries that were fetched for jobs that are about to end.
+    entries: Mutex<HashMap<JobId, Bytes>>,
+    journal: journal::Journal,
+    ask: ask::Ask,
+    ear: Arc<hearing::Ear>,
+    links: Arc<links::Links>,
+    hub: Arc<clients::Hub>,
+    files: files::Files,
+    merged: Arc<merged::Merged>,
+    routers: Routers,
+    counter: submission::Counter,
+    next_job: AtomicU64,
+    /// Backends whose queue is about to be read.
+    looking: Mutex<HashSet<BackendId>>,
+    /// The core has another time to be woken at.
+    alarm: Notify,
+    /// A socket to a backend has opened or ended.
+    links_changed: Notify,
+    /// The line, or what runs, has changed.
+    line_moved: Notify,
+}
+
+/// The services that answer in this process.
+struct Routers {
+    own: axum::Router,
+    userdata: axum::Router,
+    merged: axum::Router,
+    files: axum::Router,
+}
+
+impl Pool {
+    /// Whether callers see and touch their own jobs only.
+    fn is_isolated(&self) -> bool {
+        self.config.load().pool.isolation != Isolation::None
+    }
+
+    /// Whether a backend gets jobs.
+    pub fn is_open(&self, backend: &Backend) -> bool {
+        lanes::is_open(self, backend)
+    }
+
+    /// Jobs that wait in the gateway.
+    pub fn waiting(&self) -> usize {
+        self.core.lock().waiting()
+    }
+
+    /// The sockets of clients.
+    pub fn hub(&self) -> &Arc<clients::Hub> {
+        &self.hub
+    }
+}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::job::{Job, JobId};
-use super::links::Flavour;
+use super::events::Flavour;
 use crate::backend::BackendId;
 
 /// A prompt that was posted to a backend.

@@ -44,8 +44,8 @@ pub(super) async fn one(State(pool): State<Arc<Pool>>, Path(id): Path<String>) -
         core.find(&id).and_then(|id| core.get(id))
     };
     if let Some(view) = view {
-        let (summary, item) = (Summary::of(&view.job), pool.item(&view));
-        return json(jobs::one(Row { summary: &summary, running: runs(&view) }, Some(&item), None));
+        let summary = Summary::of(&view.job);
+        return json(jobs::one(&Row { summary: &summary, running: runs(&view) }, None));
     }
     let Some(job) = pool.journal.find(&id).filter(|job| job.entry_len > 0) else {
         return (StatusCode::NOT_FOUND, json(jobs::not_found())).into_response();
@@ -54,7 +54,7 @@ pub(super) async fn one(State(pool): State<Arc<Pool>>, Path(id): Path<String>) -
     let summary = serde_json::from_slice::<Summary>(&job.summary).ok();
     match (summary, entry) {
         (Some(summary), Some(entry)) => {
-            json(jobs::one(Row { summary: &summary, running: false }, None, Some(&entry)))
+            json(jobs::one(&Row { summary: &summary, running: false }, Some(&entry)))
         }
         _ => (StatusCode::NOT_FOUND, json(jobs::not_found())).into_response(),
     }
