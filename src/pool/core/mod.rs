@@ -33,6 +33,8 @@ mod reading;
 mod running;
 mod seats;
 mod silence;
+#[cfg(test)]
+mod simulation;
 mod stray;
 mod taking;
 mod timers;

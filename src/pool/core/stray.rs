@@ -101,7 +101,10 @@ impl Core {
             tries: 0,
         };
         self.strays.add((lane, id), stray);
-        if !verdict_out && !hung {
+        if verdict_out && !taking {
+            // It may wait there already.
+            self.take_stray(lane, id);
+        } else if !hung {
             self.ask_stray(lane, id);
         }
     }
@@ -123,8 +126,9 @@ impl Core {
     }
 
     fn take_stray(&mut self, backend: BackendId, id: JobId) {
+        let reachable = self.lanes.is_reachable(backend);
         let Some(stray) = self.strays.0.get_mut(&(backend, id)) else { return };
-        if stray.taking {
+        if stray.taking || !reachable {
             return;
         }
         stray.taking = true;
@@ -174,8 +178,9 @@ impl Core {
         let Some(stray) = self.strays.0.get_mut(&(backend, id)) else { return };
         stray.taking = false;
         match result {
+            TakenBack::Gone if stray.verdict_out => {}
             TakenBack::Gone => drop(self.strays.0.remove(&(backend, id))),
-            TakenBack::Started => self.ask_stray(backend, id),
+            TakenBack::Started => self.stray_runs(backend, id),
             TakenBack::Unknown => self.wake(PAUSE, Timer::Stray(backend, id)),
         }
     }
@@ -295,7 +300,9 @@ impl Core {
         for id in ids {
             let Some(stray) = self.strays.0.get_mut(&(backend, id)) else { continue };
             stray.running = running.contains(&id);
-            if running.contains(&id) || pending.contains(&id) || self.entries.contains_key(&id) {
+            if pending.contains(&id) {
+                self.take_stray(backend, id);
+            } else if running.contains(&id) || self.entries.contains_key(&id) {
                 self.ask_stray(backend, id);
             } else if !stray.asking && !stray.taking && !stray.verdict_out {
                 self.strays.0.remove(&(backend, id));

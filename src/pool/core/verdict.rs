@@ -174,7 +174,8 @@ impl Core {
         if entry.accepted {
             return self.overdue(id);
         }
-        if !vetting {
+        // Asked elsewhere too it may run twice for a moment.
+        if !vetting || entry.job.once {
             return;
         }
         entry.avoid(lane, Avoid::Refused);
