@@ -1,9 +1,14 @@
 //! Where in the body of a POST /prompt its parts stand.
 //!
-//! One walk over the text; of keys that repeat the last one counts, as in Python.
+//! One walk over the text; of keys that repeat the last one counts, as in Python. A body nests
+//! [`LEVELS`] deep at most: far more than any workflow does, and few enough for everything that is
+//! to read it later inside of a queue or a history.
 
 use super::graph::Graph;
 use super::scan::{Json, Key, Malformed, Scanner, Span};
+
+/// Levels of brackets in the value of a member, or in a part of a node.
+pub(super) const LEVELS: usize = 256;
 
 /// A member of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +59,7 @@ impl Layout {
 
     fn read(body: &[u8], mut graph: Option<&mut Graph>) -> Result<Self, Malformed> {
         let mut layout = Self::default();
-        let mut scanner = Scanner::new(body);
+        let mut scanner = Scanner::shallow(body, LEVELS);
         let span = scanner.members(|scanner, key| {
             let value = match graph.as_deref_mut() {
                 Some(graph) if key.is("prompt") => {

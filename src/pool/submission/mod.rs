@@ -31,6 +31,7 @@ pub use ending::Ending;
 pub use entry::{Adoption, adopt, failed_entry};
 pub use item::queue_item;
 pub use number::{Counter, LAST, Number};
+pub(crate) use render::accepted_id;
 pub use render::{remote_id, render, reply, secrets_removed};
 pub use wishes::Wishes;
 
@@ -85,8 +86,11 @@ pub fn parse(body: &[u8]) -> Parsed {
     let (layout, graph) = match Layout::with_graph(body) {
         Ok(read) => read,
         Err(Malformed::Syntax) => return Parsed::Hopeless,
-        Err(error @ Malformed::Nesting) => {
-            return Parsed::Refused(Rejection::new(rejection::Kind::BadRequest, error.to_string()));
+        Err(Malformed::Nesting) => {
+            return Parsed::Refused(Rejection::new(
+                rejection::Kind::BadRequest,
+                "the body nests too deep",
+            ));
         }
     };
     let object = |field: &layout::Field| field.of(body).is_object();

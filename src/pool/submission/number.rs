@@ -4,7 +4,7 @@
 //! a [`Counter`], negated for `front`, and is written as a whole number.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
 use super::scan::Json;
 use crate::pool::job::Job;
@@ -53,17 +53,17 @@ impl fmt::Display for Number {
 
 /// Gives numbers to prompts that bring none; those that are refused later count too.
 #[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
+pub struct Counter(AtomicI64);
 
 impl Counter {
     /// One that goes on with this number.
-    pub fn starting_at(number: u64) -> Self {
-        Self(AtomicU64::new(number))
+    pub fn starting_at(number: i64) -> Self {
+        Self(AtomicI64::new(number))
     }
 
     /// The next number, before all others for the `front`.
     pub fn next(&self, front: bool) -> Number {
-        let number = self.0.fetch_add(1, Relaxed) as i64;
+        let number = self.0.fetch_add(1, Relaxed);
         Number::Counted(if front { -number } else { number })
     }
 }

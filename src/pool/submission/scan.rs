@@ -24,7 +24,7 @@ pub enum Malformed {
     #[error("it is no JSON")]
     Syntax,
     /// It nests too deep.
-    #[error("it nests deeper than {MAX_NESTING} levels")]
+    #[error("it nests too deep")]
     Nesting,
 }
 
@@ -72,12 +72,19 @@ impl<'a> Key<'a> {
 pub struct Scanner<'a> {
     text: &'a [u8],
     at: usize,
+    /// Levels in a value at most.
+    levels: usize,
 }
 
 impl<'a> Scanner<'a> {
     /// One that stands before the first byte.
     pub fn new(text: &'a [u8]) -> Self {
-        Self { text, at: 0 }
+        Self { text, at: 0, levels: MAX_NESTING }
+    }
+
+    /// One that goes so many levels deep at most, of [`MAX_NESTING`].
+    pub fn shallow(text: &'a [u8], levels: usize) -> Self {
+        Self { levels, ..Self::new(text) }
     }
 
     /// The next byte that is no white space.
@@ -161,6 +168,9 @@ impl<'a> Scanner<'a> {
         if self.eat(if object { b'}' } else { b']' }) {
             watch.close(self.at);
             return Ok(false);
+        }
+        if open.depth >= self.levels {
+            return Err(Malformed::Nesting);
         }
         open.push(object)?;
         if object {

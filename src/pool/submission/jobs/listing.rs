@@ -139,9 +139,8 @@ impl Query {
     }
 
     fn sort(&self, rows: &mut [Row<'_>]) {
-        let key = |row: &Row<'_>| match self.by_duration {
-            true => row.duration(),
-            false => row.summary.create_time as f64,
+        let key = |row: &Row<'_>| {
+            if self.by_duration { row.duration() } else { row.summary.create_time as f64 }
         };
         rows.sort_by(|a, b| {
             let order = key(a).total_cmp(&key(b));

@@ -6,6 +6,8 @@
 mod history;
 mod listing;
 mod summary;
+#[cfg(test)]
+mod tests;
 
 pub use history::{Page, history};
 pub use listing::{Query, Row, Status, error_body, list, not_found, one};

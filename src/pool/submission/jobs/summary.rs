@@ -138,9 +138,7 @@ fn outputs(outputs: Option<Json<'_>>) -> (u32, Option<Box<str>>) {
                 if output.is_none() && is_previewable(kind, file) {
                     let is_output = text(file, "type").as_deref() == Some("output");
                     let place = if is_output { &mut output } else { &mut other };
-                    if place.is_none() {
-                        *place = preview(file, node, kind);
-                    }
+                    place.get_or_insert_with(|| preview(file, node, kind));
                 }
             });
         });
@@ -163,7 +161,7 @@ fn text(file: Json<'_>, name: &str) -> Option<String> {
 }
 
 /// The file with the node and the kind of output that it is of.
-fn preview(file: Json<'_>, node: Key<'_>, kind: Key<'_>) -> Option<Box<str>> {
+fn preview(file: Json<'_>, node: Key<'_>, kind: Key<'_>) -> Box<str> {
     let mut shown = file.0.to_vec();
     if shown.len() > MAX_PREVIEW {
         shown = b"{}".to_vec();
@@ -176,5 +174,5 @@ fn preview(file: Json<'_>, node: Key<'_>, kind: Key<'_>) -> Option<Box<str>> {
         let text: String = key.text().chars().take(MAX_TEXT).collect();
         add_member(&mut shown, name, quoted(&text).as_bytes());
     }
-    Some(String::from_utf8_lossy(&shown).into())
+    String::from_utf8_lossy(&shown).into()
 }
