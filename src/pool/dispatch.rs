@@ -5,14 +5,16 @@
 //! becomes a task of its own ([`errands`](super::errands)), whose answer comes back as an input.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::warn;
 
 use super::Pool;
-use super::core::{Action, Input, Outcome, Phase, Refusal};
+use super::core::{Action, Input, Kept, Outcome, Phase, Refusal};
 use super::job::{Job, JobId};
-use super::journal::{Accepted, Change, Moved};
+use super::journal::{Accepted, Change, Ended, Moved};
 use super::own::prompt::Answer;
+use super::submission::jobs::Summary;
 use super::submission::{self, Number};
 use crate::backend::BackendId;
 use crate::clock::Moment;
@@ -86,8 +88,18 @@ impl Pool {
         tokio::spawn(errand(Arc::clone(self)));
     }
 
-    /// Keeps an accepted job, then answers its client.
-    fn accept(self: &Arc<Self>, job: &Arc<Job>, reply: bytes::Bytes) {
+    /// Puts jobs back that an earlier process left.
+    pub(super) fn restore(self: &Arc<Self>, kept: Vec<Kept>) {
+        let mut actions = Vec::new();
+        let mut core = self.core.lock();
+        core.restore(kept, Moment::now(), &mut actions);
+        for action in actions {
+            self.perform(action);
+        }
+    }
+
+    /// Enters a job in the list of tasks.
+    pub(super) fn enter(&self, job: &Job) {
         self.tasks.accepted(tasks::Accepted {
             id: job.prompt_id.to_string(),
             key: job.owner.key,
@@ -99,6 +111,11 @@ impl Pool {
         if let Some(kind) = &job.kind {
             self.tasks.set_kind(THE_LINE, &job.prompt_id, kind.clone());
         }
+    }
+
+    /// Keeps an accepted job, then answers its client.
+    fn accept(self: &Arc<Self>, job: &Arc<Job>, reply: bytes::Bytes) {
+        self.enter(job);
         let kept = self.journal.write(Change::Accepted(Accepted {
             job: Arc::clone(job),
             reply: reply.clone(),
@@ -120,7 +137,7 @@ impl Pool {
     }
 
     fn refuse(&self, job: &Job, refusal: Refusal) {
-        self.posted.forget(job.id);
+        self.forget(job.id);
         let answer = match refusal {
             Refusal::Server { status, content_type, body } => {
                 Answer::Server { status, content_type, body }
@@ -178,7 +195,7 @@ impl Pool {
         attempts: u32,
         run_seconds: Option<f64>,
     ) {
-        self.posted.forget(job.id);
+        self.forget(job.id);
         let entry = self.entries.lock().remove(&job.id);
         let told = match &outcome {
             Outcome::Completed => Entry::Completed { run_seconds },
@@ -187,8 +204,36 @@ impl Pool {
         };
         self.tasks.ended(&job.prompt_id, told, attempts);
         self.hub.ended(&job.owner, job.id);
-        self.keep_end(job, &outcome, backend, attempts, run_seconds, entry);
+        let entry = entry.or_else(|| self.entry_without_server(job, &outcome)).unwrap_or_default();
+        if !entry.is_empty() {
+            self.made.took(job.owner.key, &entry);
+        }
+        let summary = Summary::of(job).ended(&entry);
+        let summary = serde_json::to_vec(&summary).unwrap_or_default();
+        drop(self.journal.write(Change::Ended(Box::new(Ended {
+            id: job.id,
+            outcome,
+            backend,
+            attempts,
+            run_seconds,
+            finished_ms: now_ms(),
+            summary: summary.into(),
+            entry,
+        }))));
         self.line_moved.notify_one();
+    }
+
+    /// The history entry of a job that failed without any server having one.
+    fn entry_without_server(&self, job: &Job, outcome: &Outcome) -> Option<bytes::Bytes> {
+        let Outcome::Failed { error } = outcome else { return None };
+        let is_output = |class: &str| self.is_output(class);
+        Some(submission::failed_entry(job, b"{}", &is_output, error, now_ms()))
+    }
+
+    /// Forgets what was kept for a job while it was open.
+    fn forget(&self, job: JobId) {
+        self.posted.forget(job);
+        self.pins.lock().remove(&job);
     }
 
     fn suspect(&self, backend: BackendId) {
@@ -225,6 +270,12 @@ fn changes_status(action: &Action) -> bool {
         Action::Moved { phase, .. } => matches!(phase, Phase::Running(_)),
         _ => false,
     }
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn not_kept() -> Rejection {

@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use super::Pool;
 use super::core::{Input, Lane};
 use crate::backend::{Backend, BackendId};
+use crate::fleet::View;
 use crate::health::Health;
 use crate::inventory::Capabilities;
 
@@ -47,6 +48,7 @@ fn tell(pool: &Arc<Pool>, told: &mut HashMap<BackendId, Told>) {
             pool.tell(Input::Lane(lane));
         }
     }
+    pool.note_outputs(&view);
     let gone: Vec<_> = told.keys().filter(|id| view.get(**id).is_none()).copied().collect();
     for id in gone {
         told.remove(&id);
@@ -94,4 +96,18 @@ fn same(one: &Lane, other: &Lane) -> bool {
         && Arc::ptr_eq(&one.task_types, &other.task_types)
         && capabilities(one) == capabilities(other)
         && (one.prompt_seconds - other.prompt_seconds).abs() < f64::EPSILON
+}
+
+impl Pool {
+    /// Notes which node types end a workflow, when a backend was read anew.
+    fn note_outputs(&self, view: &View) {
+        let known = self.outputs.load();
+        let read = view.backends.iter().filter_map(|b| b.live.inventory.capabilities());
+        let new = read.filter(|found| !found.outputs.is_subset(&known));
+        let new: Vec<_> = new.collect();
+        if !new.is_empty() {
+            let all = new.iter().flat_map(|found| found.outputs.iter().cloned());
+            self.outputs.store(Arc::new(known.iter().cloned().chain(all).collect()));
+        }
+    }
 }

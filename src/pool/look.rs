@@ -12,6 +12,7 @@ use tokio::time::{interval, sleep};
 
 use super::Pool;
 use super::core::Input;
+use super::errands::TIMEOUT;
 use super::links;
 use crate::backend::{Backend, BackendId};
 use crate::clock::Moment;
@@ -62,7 +63,7 @@ impl Pool {
 
     async fn look(self: &Arc<Self>, backend: &Backend) {
         let asked = Moment::now();
-        let Some(items) = self.ask.queue(backend).await else { return };
+        let Ok(items) = self.ask.queue(backend, TIMEOUT).await else { return };
         if !items.complete {
             return;
         }

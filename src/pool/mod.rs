@@ -35,6 +35,7 @@ mod lanes;
 pub mod line;
 pub mod links;
 mod look;
+mod made;
 pub mod merged;
 mod own;
 mod posted;
@@ -45,8 +46,8 @@ pub mod userdata;
 pub mod visit;
 pub mod way;
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::AtomicU64;
 
 use arc_swap::ArcSwap;
@@ -74,14 +75,22 @@ pub struct Pool {
     posted: posted::AllPosted,
     /// History entries that were fetched for jobs that are about to end.
     entries: Mutex<HashMap<JobId, Bytes>>,
+    /// Keeps the uploads that open jobs name.
+    pins: Mutex<HashMap<JobId, Vec<Arc<files::uploads::Pins>>>>,
+    made: made::Made,
+    /// Node types that end a workflow, on any server.
+    outputs: ArcSwap<BTreeSet<Box<str>>>,
     journal: journal::Journal,
     ask: ask::Ask,
     ear: Arc<hearing::Ear>,
     links: Arc<links::Links>,
     hub: Arc<clients::Hub>,
-    files: files::Files,
+    /// What clients that announce their features are answered with.
+    features: Arc<Mutex<serde_json::Value>>,
+    files: Arc<files::Files>,
     merged: Arc<merged::Merged>,
-    routers: Routers,
+    fetcher: Arc<merged::fetch::Fetcher>,
+    routers: OnceLock<Routers>,
     counter: submission::Counter,
     next_job: AtomicU64,
     /// Backends whose queue is about to be read.
@@ -116,6 +125,10 @@ impl Pool {
     /// Jobs that wait in the gateway.
     pub fn waiting(&self) -> usize {
         self.core.lock().waiting()
+    }
+
+    fn is_output(&self, class: &str) -> bool {
+        self.outputs.load().contains(class)
     }
 
     /// The sockets of clients.

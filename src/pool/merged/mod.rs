@@ -46,7 +46,7 @@ use serde_json::{Value, json};
 
 use crate::backend::Backend;
 use crate::comfy::lenient;
-use crate::comfy::python::python_json;
+use crate::comfy::reply::python_json;
 use crate::comfy::routes::bare;
 use crate::fleet::Fleet;
 use crate::rejection::{Kind, Rejection};

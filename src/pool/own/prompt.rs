@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Extension;
 use axum::body::{Body, to_bytes};
@@ -17,7 +16,10 @@ use uuid::Uuid;
 
 use super::super::Pool;
 use super::super::core::Input;
-use super::super::job::{Job, JobId, Owner};
+use super::super::dispatch::now_ms;
+use super::super::ask::Passed;
+use super::super::errands::TIMEOUT;
+use super::super::job::{Job, JobId, Needs, Owner};
 use super::super::submission::{self, Number, Parsed, Submission};
 use super::super::visit::Visit;
 use super::json;
@@ -158,8 +160,6 @@ impl Pool {
     ) -> Arc<Job> {
         let mut needs = submission.needs.clone();
         needs.task_type = visit.task_type.or(needs.task_type);
-        needs.only_on = self.only_on(&body);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let once = submission.wishes.once || self.has_no_retry_node(&needs);
         Arc::new(Job {
             id: JobId(self.next_job.fetch_add(1, Relaxed)),
@@ -171,9 +171,28 @@ impl Pool {
             kind: submission.kind.clone(),
             zone: visit.zone,
             once,
-            created_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            created_ms: now_ms(),
             body,
         })
+    }
+
+    fn has_no_retry_node(&self, needs: &Needs) -> bool {
+        let config = self.config.load();
+        config.pool.no_retry_nodes.iter().any(|node| needs.nodes.contains(node.as_str()))
+    }
+
+    /// Asks any server for its words on a body that none takes.
+    async fn put_to_anyone(&self, body: Bytes) -> Answer {
+        let view = self.fleet.view().clone();
+        let up = view.backends.iter().filter(|backend| backend.live.standing().is_healthy());
+        for backend in up.take(3) {
+            if let Some(passed) = self.ask.pass_on(backend, body.clone(), TIMEOUT).await {
+                let Passed { status, content_type, body } = passed;
+                return Answer::Server { status, content_type, body };
+            }
+        }
+        let message = "no ComfyUI server answers at the moment";
+        Answer::Refused(Rejection::new(Kind::NoBackend, message).retry_after(5))
     }
 
     fn may_hold(&self, bytes: usize) -> Result<(), Rejection> {

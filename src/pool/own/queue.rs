@@ -47,7 +47,7 @@ impl Pool {
 
     /// A job as an item of /queue.
     pub(super) fn item(&self, view: &JobView) -> Bytes {
-        let is_output = |class: &str| self.merged.is_output(class);
+        let is_output = |class: &str| self.is_output(class);
         super::super::submission::queue_item(&view.job, &view.reply, &is_output)
     }
 }

@@ -15,7 +15,7 @@ use super::list::{info, relative, walk};
 use super::place::{below, leads_out};
 use super::refusal::{ABSENT, Answer, FORBIDDEN, Refusal, empty, ok_json};
 use super::{Asked, Folder, MAX_ENTRIES, UserData, blocking};
-use crate::comfy::file_response::{file_response, media_type};
+use crate::comfy::file_reply::{file as file_response, media_type};
 
 const TAKEN: Refusal = Refusal::Text(StatusCode::CONFLICT, "File already exists");
 /// What ComfyUI says where the system refuses a name.

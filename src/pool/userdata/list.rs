@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::place::{below, leads_out};
 use super::refusal::{Answer, Refusal, ok_json};
 use super::{Asked, MAX_ENTRIES, blocking};
-use crate::comfy::file_response::modified_ns;
+use crate::comfy::paths::modified_ns;
 
 const NO_DIR: Refusal = Refusal::Text(StatusCode::BAD_REQUEST, "Directory not provided");
 const BAD_DIR: Refusal = Refusal::Text(StatusCode::FORBIDDEN, "Invalid directory");

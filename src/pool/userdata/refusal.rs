@@ -8,7 +8,7 @@ use http::{HeaderValue, StatusCode, header};
 use log::warn;
 use serde_json::{Value, json};
 
-use crate::comfy::python::python_json;
+use crate::comfy::reply::python_json;
 use crate::logging::TARGET;
 use crate::rejection::{Kind, Rejection};
 
