@@ -36,7 +36,7 @@ pub struct Args {
     /// A node that the servers lack; may be given more than once
     #[arg(long, value_name = "NAME")]
     pub without_node: Vec<String>,
-    /// A checkpoint that the servers have, for CheckpointLoaderSimple; may be given more than once
+    /// A checkpoint that the servers have, for `CheckpointLoaderSimple`; may be given more than once
     #[arg(long, value_name = "NAME")]
     pub model: Vec<String>,
 }

@@ -31,7 +31,7 @@ pub const MAX_AGE: Duration = Duration::from_mins(1);
 /// How long those of which nothing is known are waited for when others are known.
 pub const GRACE: Duration = Duration::from_secs(2);
 /// How long the first answer is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Pause after a failure.
 const RETRY: Duration = Duration::from_secs(10);
 /// Time for one reply.

@@ -107,8 +107,10 @@ mod tests {
     use super::*;
 
     fn node(required: Value, optional: Value) -> Value {
+        let mut input = json!({});
+        (input["required"], input["optional"]) = (required, optional);
         let mut node = json!({"name": "N"});
-        node["input"] = json!({"required": required, "optional": optional});
+        node["input"] = input;
         node
     }
 

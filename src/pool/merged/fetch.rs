@@ -156,7 +156,7 @@ impl Fetcher {
         let ask = |(place, backend): (usize, Arc<Backend>)| async move {
             (place, self.ask(&backend, Question::get(path), bounds).await)
         };
-        let each = backends.to_vec().into_iter().enumerate();
+        let each = backends.iter().cloned().enumerate();
         let mut asked = stream::iter(each).map(ask).buffer_unordered(AT_ONCE);
         let mut deadline = Instant::now() + bounds.time;
         let mut replies = Vec::with_capacity(backends.len());

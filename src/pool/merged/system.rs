@@ -116,7 +116,7 @@ mod tests {
         let without = features(&[first.clone(), json!({})], 7);
         assert_eq!(without["extension"]["manager"]["supports_v4"], false);
         assert_eq!(without["max_upload_size"], 7);
-        assert_eq!(features(&[first.clone()], 100), first);
+        assert_eq!(features(std::slice::from_ref(&first), 100), first);
         assert_eq!(features(&[], 1), json!({}));
     }
 

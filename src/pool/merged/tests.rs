@@ -108,6 +108,39 @@ async fn a_farm_has_the_nodes_and_models_of_all_its_servers() {
 }
 
 #[tokio::test]
+async fn a_prompt_that_needs_a_model_runs_where_it_is() {
+    let (with, without) = (sim(&[], &["a.safetensors"]).await, sim(&[], &["b.safetensors"]).await);
+    let inputs = json!({"seconds": 0, "steps": 1, "seed": 1, "fail_at": -1, "preview": false,
+        "model": ["1", 0]});
+    let loader = json!({"ckpt_name": "a.safetensors"});
+    let save = json!({"images": ["2", 0], "filename_prefix": "x"});
+    let body = json!({"prompt": {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": loader},
+        "2": {"class_type": "PacedImage", "inputs": inputs},
+        "3": {"class_type": "SaveImage", "inputs": save}}});
+    let farm = Farm::at([with.url(), without.url()]);
+    let mut replies = Vec::new();
+    for backend in farm.backends() {
+        let body = body.to_string().into();
+        let post =
+            fetch::Question { method: Method::POST, body, ..fetch::Question::get("/prompt") };
+        replies.push(farm.fetcher.ask(&backend, post, Bounds::default()).await.unwrap());
+    }
+    let [taken, refused] = [&replies[0], &replies[1]];
+    let refused: Value = serde_json::from_slice(&refused.body).unwrap();
+    assert_eq!(refused["node_errors"]["1"]["errors"][0]["type"], "value_not_in_list");
+    let taken: Value = serde_json::from_slice(&taken.body).unwrap();
+    let id = taken["prompt_id"].as_str().unwrap();
+    while with.finished() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let path = format!("/history/{id}");
+    let history = farm.fetcher.fetch_all(&farm.backends()[..1], &path, Bounds::default()).await;
+    let history: Value = serde_json::from_slice(&history[0].body).unwrap();
+    assert_eq!(history[id]["status"]["status_str"], "success");
+}
+
+#[tokio::test]
 async fn the_catalog_asks_once_and_again_when_a_server_returns() {
     let (one, two) = (sim(&[], &[]).await, sim(&[], &[]).await);
     let farm = Farm::at([one.url(), two.url()]);

@@ -84,10 +84,8 @@ pub(super) async fn put(asked: Asked, name: String, body: Body) -> Answer {
     let partial = receive(&asked.data, body).await?;
     blocking(move || {
         let user = asked.user()?;
-        match asked.data.keep(user, partial, &path, asked.overwrites())? {
-            true => asked.written(&path),
-            false => Err(TAKEN),
-        }
+        let kept = asked.data.keep(user, partial, &path, asked.overwrites())?;
+        if kept { asked.written(&path) } else { Err(TAKEN) }
     })
     .await
 }
@@ -109,6 +107,8 @@ async fn receive(data: &UserData, body: Body) -> Result<Partial, Refusal> {
         }
         file.write_all(&piece).await?;
     }
+    // `sync_all` alone would pass over the failure of the last write.
+    file.flush().await?;
     file.sync_all().await?;
     Ok(partial)
 }

@@ -8,7 +8,7 @@
 //! Whether there are several users is decided by the first import: they are when any backend that
 //! answers then has several. **Bounds**: [`MAX_FILES`] and [`MAX_BYTES`] of a backend, within
 //! [`TIME`]. Failures are logged and never fatal: a backend that breaks off is taken up again
-//! after [`RETRY`].
+//! after [`RETRY`], then ever more rarely, as each time reads its files anew.
 
 mod copy;
 
@@ -38,8 +38,9 @@ pub const MAX_FILES: usize = 20_000;
 pub const MAX_BYTES: u64 = 2 << 30;
 /// Time for one backend.
 pub const TIME: Duration = Duration::from_mins(10);
-/// Pause before a backend that failed is asked again.
+/// Pause before a backend that failed is asked again, doubled with each failure.
 pub const RETRY: Duration = Duration::from_mins(1);
+const MAX_DOUBLINGS: u32 = 6;
 
 const MARK: &str = ".imported-";
 const USERS_BOUNDS: Bounds =
@@ -49,7 +50,8 @@ const USERS_BOUNDS: Bounds =
 #[derive(Debug)]
 pub(super) struct Importing {
     done: Mutex<HashSet<String>>,
-    failed: Mutex<HashMap<String, Instant>>,
+    /// When each may be asked again that has failed, and how often it has.
+    failed: Mutex<HashMap<String, (Instant, u32)>>,
     /// Held for an import: there is one at a time.
     turn: Turn<()>,
 }
@@ -64,7 +66,7 @@ impl Importing {
     }
 
     fn is_due(&self, backend: &Backend) -> bool {
-        let resting = |at: &Instant| at.elapsed() < RETRY;
+        let resting = |(until, _): &(Instant, u32)| *until > Instant::now();
         !self.done.lock().contains(backend.name())
             && !self.failed.lock().get(backend.name()).is_some_and(resting)
     }
@@ -202,7 +204,10 @@ impl UserData {
 
     fn failed(&self, backend: &Backend, why: &str) {
         warn!(target: TARGET, "users' data of {} not taken over yet: {why}", backend.name());
-        self.importing.failed.lock().insert(backend.name().to_owned(), Instant::now());
+        let mut failed = self.importing.failed.lock();
+        let (until, times) = failed.entry(backend.name().to_owned()).or_insert((Instant::now(), 0));
+        *until = Instant::now() + RETRY * (1 << (*times).min(MAX_DOUBLINGS));
+        *times += 1;
     }
 }
 

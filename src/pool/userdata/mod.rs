@@ -86,7 +86,7 @@ impl UserData {
             std::fs::remove_dir_all(&partials)?;
         }
         disk::make_folders(&partials)?;
-        let users = Users::read(&root.join(USERS)).unwrap_or_default();
+        let users = Users::read(&root.join(USERS))?;
         Ok(Arc::new(Self {
             importing: import::Importing::of(&root),
             root,
@@ -204,7 +204,7 @@ async fn answer(method: &Method, route: Option<Route>, asked: Asked, body: Body)
     let reading = matches!(*method, Method::GET | Method::HEAD);
     match (method, route) {
         (&Method::OPTIONS, _) => Ok(empty(StatusCode::OK)),
-        (_, Some(Route::Users)) if reading => users(&asked),
+        (_, Some(Route::Users)) if reading => Ok(users(&asked)),
         (&Method::POST, Some(Route::Users)) => add_user(asked, body).await,
         (_, Some(Route::Settings)) if reading => settings::all(asked).await,
         (&Method::POST, Some(Route::Settings)) => settings::merge(asked, body).await,
@@ -221,13 +221,13 @@ async fn answer(method: &Method, route: Option<Route>, asked: Asked, body: Body)
 }
 
 /// `GET /users`.
-fn users(asked: &Asked) -> Answer {
+fn users(asked: &Asked) -> Response {
     let users = asked.data.users.load();
     if users.multi {
-        return Ok(ok_json(&users.to_json()));
+        return ok_json(&users.to_json());
     }
     let migrated = asked.data.folder_of(users::DEFAULT).exists();
-    Ok(ok_json(&json!({"storage": "server", "migrated": migrated})))
+    ok_json(&json!({"storage": "server", "migrated": migrated}))
 }
 
 /// `POST /users`.

@@ -132,3 +132,22 @@ fn rejected(rejection: &Rejection) -> Response {
     *response.body_mut() = Body::from(rejection.body());
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_as_such() {
+        for (kind, status) in [
+            (ErrorKind::StorageFull, 503),
+            (ErrorKind::QuotaExceeded, 503),
+            (ErrorKind::PermissionDenied, 503),
+            (ErrorKind::NotADirectory, 500),
+        ] {
+            let response = Refusal::from(io::Error::from(kind)).into_response();
+            assert_eq!(response.status(), status, "{kind:?}");
+            assert_eq!(response.headers().contains_key("retry-after"), status == 503);
+        }
+    }
+}

@@ -158,6 +158,20 @@ async fn a_file_is_kept_listed_moved_and_deleted() {
 }
 
 #[tokio::test]
+async fn of_many_who_must_not_overwrite_one_wins() {
+    let home = Home::new();
+    let put = |n: u32| {
+        let home = &home;
+        let path = "/userdata/deep%2Fdown%2Fa.json?overwrite=false";
+        async move { home.told("POST", path, &n.to_string()).await.0 }
+    };
+    let mut replies = futures_util::future::join_all((0..8).map(put)).await;
+    replies.sort_unstable();
+    assert_eq!(replies, [200, 409, 409, 409, 409, 409, 409, 409]);
+    assert_eq!(home.path(".partial").read_dir().unwrap().count(), 0);
+}
+
+#[tokio::test]
 async fn names_that_lead_out_are_refused() {
     let home = Home::new();
     std::fs::write(home.path("secret"), "x").unwrap();

@@ -3,6 +3,7 @@
 //! Which of both was decided once, by what the backends said at first start, and is kept in
 //! `users.json` with the users.
 
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use http::HeaderMap;
@@ -44,9 +45,21 @@ impl Users {
         users
     }
 
-    /// Those of a file; `None` when there is no such file or it is none.
-    pub(super) fn read(path: &Path) -> Option<Self> {
-        let mut kept: Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    /// Those of a file, or of a new farm when there is none. A file that is not what was written
+    /// is an error: with the users in it their data would be out of reach.
+    pub(super) fn read(path: &Path) -> io::Result<Self> {
+        let kept = match std::fs::read(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
+            kept => kept?,
+        };
+        Self::of_bytes(&kept).ok_or_else(|| {
+            let cure = "is damaged; restore it, or move it away to start without users";
+            io::Error::new(ErrorKind::InvalidData, format!("{} {cure}", path.display()))
+        })
+    }
+
+    fn of_bytes(bytes: &[u8]) -> Option<Self> {
+        let mut kept: Value = serde_json::from_slice(bytes).ok()?;
         let multi = kept.get("multi_user")?.as_bool()?;
         let Value::Object(names) = kept.get_mut("users")?.take() else { return None };
         Some(Self { multi, names })
@@ -195,9 +208,9 @@ mod tests {
         let mut users = Users::new(true);
         users.add("ann").unwrap();
         std::fs::write(&path, users.to_bytes()).unwrap();
-        assert_eq!(Users::read(&path), Some(users));
+        assert_eq!(Users::read(&path).unwrap(), users);
         std::fs::write(&path, "{").unwrap();
-        assert_eq!(Users::read(&path), None);
+        assert!(Users::read(&path).unwrap_err().to_string().contains("users.json is damaged"));
     }
 
     proptest! {
