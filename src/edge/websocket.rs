@@ -34,7 +34,7 @@ use crate::retry::{Failure, RetryCase, Verdict, may_retry};
 use crate::upstream;
 
 /// The backend's answer to a handshake must come within this time.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A stream to a backend.
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -63,7 +63,7 @@ pub(super) async fn serve(
     if let Some(pool) = gateway.pool()
         && bare(&handshake.target) == "/ws"
     {
-        return pooled::serve(gateway, pool, stream, &envelope, &handshake).await;
+        return super::pooled::serve(gateway, pool, stream, &envelope, &handshake).await;
     }
     match Box::pin(open(gateway, &envelope, &handshake)).await {
         Ok(opened) => {

@@ -120,7 +120,7 @@ impl Pool {
             job: Arc::clone(job),
             reply: reply.clone(),
             fingerprint: submission::fingerprint(&job.body),
-            counter: self.counter.peek(),
+            counter: self.counter.at(),
         }));
         let (pool, job, id) = (Arc::clone(self), Arc::clone(job), job.id);
         tokio::spawn(async move {
@@ -234,6 +234,7 @@ impl Pool {
     fn forget(&self, job: JobId) {
         self.posted.forget(job);
         self.pins.lock().remove(&job);
+        self.rewritten.lock().remove(&job);
     }
 
     fn suspect(&self, backend: BackendId) {

@@ -37,6 +37,9 @@ impl Pool {
         let body = match self.files.prepare(&job.body, backend, &self.own(job.owner.key)).await {
             Ok(prepared) => {
                 self.pins.lock().entry(job.id).or_default().extend(prepared.pins);
+                if prepared.body.is_some() {
+                    self.rewritten.lock().insert(job.id);
+                }
                 prepared.body.unwrap_or_else(|| job.body.clone())
             }
             Err(error) => {

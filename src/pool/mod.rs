@@ -77,6 +77,8 @@ pub struct Pool {
     entries: Mutex<HashMap<JobId, Bytes>>,
     /// Keeps the uploads that open jobs name.
     pins: Mutex<HashMap<JobId, Vec<Arc<files::uploads::Pins>>>>,
+    /// Open jobs that a backend was given another body of than the client's.
+    rewritten: Mutex<HashSet<JobId>>,
     made: made::Made,
     /// Node types that end a workflow, on any server.
     outputs: ArcSwap<BTreeSet<Box<str>>>,
@@ -129,6 +131,11 @@ impl Pool {
 
     fn is_output(&self, class: &str) -> bool {
         self.outputs.load().contains(class)
+    }
+
+    /// Whether a sid is one of those that the gateway itself uses at the backends.
+    pub fn is_own_sid(&self, sid: &str) -> bool {
+        self.links.sids().flavour(sid).is_some()
     }
 
     /// The sockets of clients.

@@ -121,7 +121,7 @@ impl Opened {
         let remote = Arc::new(Remote::new()?);
         remote.set_headers(&now.health_check.headers);
         let members = Arc::clone(&fleet);
-        let members = move || super::merged::reachable(&members.view());
+        let members = move || super::merged::fetch::reachable(&members.view());
         let files = Files::new(self.uploads, remote, Arc::new(members));
         let ask = Ask::new()?;
         let features = Arc::new(Mutex::new(json!({"supports_preview_metadata": true})));
@@ -130,7 +130,7 @@ impl Opened {
         let (restored, sids) = (self.restored, self.sids);
         let pool = Arc::new_cyclic(|pool| {
             let ear = Arc::new(Ear::new(pool.clone()));
-            let options = links::Options::from(&now.health_check);
+            let sockets = links::Options::from(&now.health_check);
             Pool {
                 core: Mutex::new(Core::new(options(&now))),
                 verdicts: Mutex::default(),
@@ -138,11 +138,12 @@ impl Opened {
                 posted: super::posted::AllPosted::default(),
                 entries: Mutex::default(),
                 pins: Mutex::default(),
+                rewritten: Mutex::default(),
                 made: super::made::Made::default(),
                 outputs: arc_swap::ArcSwap::default(),
                 journal: self.journal,
                 ask,
-                links: Links::start(Arc::clone(&fleet), sids, options, Arc::clone(&ear) as _),
+                links: Links::start(Arc::clone(&fleet), sids, sockets, Arc::clone(&ear) as _),
                 ear,
                 hub,
                 features,

@@ -10,8 +10,9 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::response::IntoResponse;
-use http::Method;
+use http::{HeaderMap, Method, Uri};
 
 use super::Pool;
 use super::core::Phase;
@@ -43,10 +44,14 @@ impl Pool {
         target: &str,
         envelope: &Envelope,
     ) -> Way {
+        let Some(routers) = self.routers.get() else { return Way::Home };
         match route {
-            Route::Own => Way::Here(self.routers.own.clone()),
-            Route::UserData => Way::Here(self.routers.userdata.clone()),
-            Route::Merged => Way::Here(self.routers.merged.clone()),
+            Route::Own if bare(target).starts_with("/upload/") => {
+                Way::Here(routers.files.clone().layer(Extension(self.own(envelope.key))))
+            }
+            Route::Own => Way::Here(routers.own.clone()),
+            Route::UserData => Way::Here(routers.userdata.clone()),
+            Route::Merged => Way::Here(routers.merged.clone()),
             Route::View | Route::Server => {
                 if let Some((name, asked)) = prefix::in_query(target) {
                     return self.to_named(&name, Some(asked));
@@ -73,14 +78,18 @@ impl Pool {
 
     /// A file that is asked for without a prefix.
     async fn view(self: &Arc<Self>, target: &str, envelope: &Envelope) -> Way {
-        if self.uploads.has(target) {
-            return Way::Here(self.routers.files.clone());
+        let Ok(uri) = target.parse::<Uri>() else { return Way::Refuse(not_here()) };
+        if self.files.has(&uri) {
+            let files = Arc::clone(&self.files);
+            let shown = move |uri: Uri, headers: HeaderMap| async move {
+                files.view(&uri, &headers).await.unwrap_or_else(|| not_here().into_response())
+            };
+            return Way::Here(axum::Router::new().fallback(shown));
         }
-        let view = self.fleet.view().clone();
-        let up: Vec<_> = view.backends.iter().filter(|b| b.live.keeps_old()).cloned().collect();
-        let own = self.outputs_of(envelope.key);
-        match self.holder(&up, target, &own).await {
-            Some(id) => view.get(id).map_or_else(|| Way::Refuse(not_here()), |b| Way::To(Arc::clone(b), None)),
+        let holder = self.files.holder(&uri, &self.own(envelope.key)).await;
+        let view = self.fleet.view();
+        match holder.and_then(|id| view.get(id)) {
+            Some(backend) => Way::To(Arc::clone(backend), None),
             None => Way::Refuse(not_here()),
         }
     }
@@ -120,9 +129,4 @@ fn is_of_the_page(method: &Method, target: &str) -> bool {
 fn not_here() -> Rejection {
     Rejection::new(Kind::NotFound, "there is no such file, or several servers have one of that name")
         .cure("ask for it with the subfolder that history names")
-}
-
-/// What a handler that found nothing says.
-pub(super) fn nothing() -> axum::response::Response {
-    not_here().into_response()
 }

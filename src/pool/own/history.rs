@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::super::Pool;
 use super::super::job::JobId;
 use super::super::journal::Finished;
-use super::super::submission::jobs::{Page, history as written};
+use super::super::submission::jobs::{Page, Summary, history as written};
 use super::super::visit::Visit;
 use super::prompt::{Answer, Before};
 use super::stop::truthy;
@@ -89,8 +89,8 @@ impl Pool {
     pub(super) fn ended_before(&self, id: &str) -> Option<([u8; 32], Before)> {
         let job = self.journal.find(id)?;
         let reply = job.reply.clone().unwrap_or_default();
-        let number = submission::number_of(&job);
-        let reply = submission::reply(&reply, id, number);
+        let summary = serde_json::from_slice::<Summary>(&job.summary).ok()?;
+        let reply = submission::reply_as(&reply, id, &summary.priority);
         Some((job.fingerprint, Before::Judged(Answer::Accepted(reply))))
     }
 

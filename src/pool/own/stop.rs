@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 use super::super::Pool;
 use super::super::core::{Input, JobView};
 use super::super::job::JobId;
+use super::super::merged::fetch::reachable;
+use super::super::merged::{Message, broadcast};
 use super::super::visit::Visit;
 use super::queue::runs;
 use super::{json as reply, server_error};
@@ -84,8 +86,14 @@ pub(super) async fn interrupt(
 }
 
 /// `POST /free`: to every server.
-pub(super) async fn free(State(pool): State<Arc<Pool>>, body: Bytes) -> Response {
-    pool.merged.broadcast("/free", body).await
+pub(super) async fn free(
+    State(pool): State<Arc<Pool>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let message = Message { method: Method::POST, path: "/free".to_owned(), headers, body };
+    let backends = reachable(&pool.fleet.view());
+    broadcast(&pool.fetcher, &backends, message).await
 }
 
 /// `POST /api/jobs/{id}/cancel`.
