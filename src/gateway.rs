@@ -1,8 +1,8 @@
 //! What every part of a running gateway shares, and the one decision they all need: which
 //! backend a request goes to.
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;

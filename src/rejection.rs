@@ -32,6 +32,8 @@ pub enum Kind {
     BodyTooLarge,
     /// Too many at once.
     RateLimited,
+    /// As many prompts wait as may.
+    QueueFull,
     /// The head is over the limit.
     HeadersTooLarge,
     /// The backend failed.
@@ -59,6 +61,7 @@ impl Kind {
         Self::Conflict,
         Self::BodyTooLarge,
         Self::RateLimited,
+        Self::QueueFull,
         Self::HeadersTooLarge,
         Self::UpstreamFailed,
         Self::NoBackend,
@@ -89,6 +92,7 @@ impl Kind {
             Self::Conflict => ("conflict", StatusCode::CONFLICT),
             Self::BodyTooLarge => ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE),
             Self::RateLimited => ("rate_limited", StatusCode::TOO_MANY_REQUESTS),
+            Self::QueueFull => ("queue_full", StatusCode::TOO_MANY_REQUESTS),
             Self::HeadersTooLarge => {
                 ("headers_too_large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
             }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use pingora_core::protocols::Stream;
 use percent_encoding::percent_decode_str;
+use pingora_core::protocols::Stream;
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 

@@ -5,6 +5,7 @@
 //! becomes a task of its own ([`errands`](super::errands)), whose answer comes back as an input.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::warn;
@@ -120,12 +121,14 @@ impl Pool {
             job: Arc::clone(job),
             reply: reply.clone(),
             fingerprint: submission::fingerprint(&job.body),
-            counter: self.counter.at(),
+            counter: u64::try_from(self.counter.at()).unwrap_or_default(),
         }));
         let (pool, job, id) = (Arc::clone(self), Arc::clone(job), job.id);
         tokio::spawn(async move {
             let answer = match kept.await {
-                Ok(()) => Answer::Accepted(submission::reply(&reply, &job.prompt_id, Number::of(&job))),
+                Ok(()) => {
+                    Answer::Accepted(submission::reply(&reply, &job.prompt_id, Number::of(&job)))
+                }
                 Err(error) => {
                     warn!(target: TARGET, "a prompt was refused because it could not be kept: {error}");
                     pool.tell(Input::Cancel(id));
@@ -137,7 +140,7 @@ impl Pool {
     }
 
     fn refuse(&self, job: &Job, refusal: Refusal) {
-        self.forget(job.id);
+        self.forget(job);
         let answer = match refusal {
             Refusal::Server { status, content_type, body } => {
                 Answer::Server { status, content_type, body }
@@ -152,8 +155,11 @@ impl Pool {
                     .retry_after(5),
             ),
             Refusal::Timeout => Answer::Refused(
-                Rejection::new(Kind::NoBackend, "no ComfyUI server answered in time; nothing was queued")
-                    .retry_after(5),
+                Rejection::new(
+                    Kind::NoBackend,
+                    "no ComfyUI server answered in time; nothing was queued",
+                )
+                .retry_after(5),
             ),
         };
         self.answer(job.id, answer);
@@ -195,7 +201,7 @@ impl Pool {
         attempts: u32,
         run_seconds: Option<f64>,
     ) {
-        self.forget(job.id);
+        self.forget(job);
         let entry = self.entries.lock().remove(&job.id);
         let told = match &outcome {
             Outcome::Completed => Entry::Completed { run_seconds },
@@ -231,10 +237,11 @@ impl Pool {
     }
 
     /// Forgets what was kept for a job while it was open.
-    fn forget(&self, job: JobId) {
-        self.posted.forget(job);
-        self.pins.lock().remove(&job);
-        self.rewritten.lock().remove(&job);
+    fn forget(&self, job: &Job) {
+        self.posted.forget(job.id);
+        self.pins.lock().remove(&job.id);
+        self.rewritten.lock().remove(&job.id);
+        self.held.fetch_sub(job.body.len() as u64, Relaxed);
     }
 
     fn suspect(&self, backend: BackendId) {

@@ -7,9 +7,9 @@ use log::warn;
 
 use super::Pool;
 use super::core::{Attempt, Input, Known, Post, TakenBack, Verdict};
-use super::job::Job;
 use super::events::Flavour;
 use super::files::{Own, prefix};
+use super::job::Job;
 use super::posted::Posted;
 use super::submission::{self, Adoption};
 use crate::backend::{Backend, BackendId};
@@ -63,16 +63,28 @@ impl Pool {
     }
 
     /// Takes a prompt back out of a backend's queue.
-    pub(super) async fn take_back(self: Arc<Self>, job: Arc<Job>, backend: BackendId, attempt: Attempt) {
+    pub(super) async fn take_back(
+        self: Arc<Self>,
+        job: Arc<Job>,
+        backend: BackendId,
+        attempt: Attempt,
+    ) {
         let result = match self.backend(backend) {
-            Some(backend) => self.ask.take_back(&backend, &self.id_at(&backend, &job), TIMEOUT).await,
+            Some(backend) => {
+                self.ask.take_back(&backend, &self.id_at(&backend, &job), TIMEOUT).await
+            }
             None => TakenBack::Unknown,
         };
         self.tell(Input::TakenBack { job: job.id, attempt, result });
     }
 
     /// Asks a backend what it knows of a prompt, and keeps its history entry if it has ended.
-    pub(super) async fn ask_about(self: Arc<Self>, job: Arc<Job>, backend: BackendId, attempt: Attempt) {
+    pub(super) async fn ask_about(
+        self: Arc<Self>,
+        job: Arc<Job>,
+        backend: BackendId,
+        attempt: Attempt,
+    ) {
         let known = match self.backend(backend) {
             Some(at) => {
                 let id = self.id_at(&at, &job);

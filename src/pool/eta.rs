@@ -90,7 +90,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn line(seconds: &[Option<f64>]) -> Vec<Waits> {
-        let job = |(n, seconds): (usize, &Option<f64>)| Waits { id: n.to_string().into(), seconds: *seconds };
+        let job = |(n, seconds): (usize, &Option<f64>)| Waits {
+            id: n.to_string().into(),
+            seconds: *seconds,
+        };
         seconds.iter().enumerate().map(job).collect()
     }
 

@@ -59,8 +59,10 @@ fn tell(pool: &Arc<Pool>, told: &mut HashMap<BackendId, Told>) {
 fn lane_of(pool: &Pool, backend: &Backend, told: Option<&Told>) -> Lane {
     let standing = backend.live.standing();
     let same_types = told.filter(|told| told.task_types == backend.spec.task_types);
-    let task_types = same_types
-        .map_or_else(|| backend.spec.task_types.clone().into(), |told| Arc::clone(&told.lane.task_types));
+    let task_types = same_types.map_or_else(
+        || backend.spec.task_types.clone().into(),
+        |told| Arc::clone(&told.lane.task_types),
+    );
     Lane {
         backend: backend.id,
         name: backend.name().into(),

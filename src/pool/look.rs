@@ -26,9 +26,14 @@ impl Pool {
         let view = self.fleet.view();
         let (Some(backend), Some(depth)) = (view.get(backend), depth) else { return };
         links::took_depth(backend, &self.fleet, depth, now);
-        if depth as usize != self.core.lock().expected(backend.id) {
+        if self.is_surprising(backend.id, depth) {
             self.look_at(backend.id);
         }
+    }
+
+    /// Whether a backend holds another number of prompts than the core believes.
+    fn is_surprising(&self, backend: BackendId, depth: u32) -> bool {
+        depth as usize != self.core.lock().expected(backend)
     }
 
     /// Reads a backend's queue soon; several wishes make one reading.

@@ -20,7 +20,7 @@ const CALLERS: usize = 2000;
 
 /// The files of all callers.
 #[derive(Debug, Default)]
-pub struct Made(Mutex<Inner>);
+pub(super) struct Made(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -30,7 +30,7 @@ struct Inner {
 
 impl Made {
     /// Takes what a history entry, its files marked with their backend, says was made.
-    pub fn took(&self, caller: ClientKey, entry: &[u8]) {
+    pub(super) fn took(&self, caller: ClientKey, entry: &[u8]) {
         let Ok(entry) = crate::comfy::lenient::from_slice::<Value>(entry) else { return };
         let mut files = Vec::new();
         collect(&entry["outputs"], &mut files);
@@ -53,7 +53,7 @@ impl Made {
     }
 
     /// The names of the backends on which a caller's jobs made this file, the newest first.
-    pub fn by(&self, caller: ClientKey, place: &Place) -> Vec<Box<str>> {
+    pub(super) fn by(&self, caller: ClientKey, place: &Place) -> Vec<Box<str>> {
         let inner = self.0.lock();
         let made = inner.callers.get(&caller).into_iter().flatten().rev();
         made.filter(|(_, made)| made == place).map(|(backend, _)| backend.clone()).collect()
@@ -90,7 +90,8 @@ mod tests {
         let (one, other) = (ClientKey::from_bytes([1; 16]), ClientKey::from_bytes([2; 16]));
         let made = Made::default();
         for backend in ["a", "b"] {
-            let file = json!({"filename": "x.png", "subfolder": format!("@{backend}"), "type": "output"});
+            let file =
+                json!({"filename": "x.png", "subfolder": format!("@{backend}"), "type": "output"});
             let entry = json!({"outputs": {"9": {"images": [file]}}}).to_string();
             made.took(one, entry.as_bytes());
         }

@@ -39,16 +39,16 @@ mod made;
 pub mod merged;
 mod own;
 mod posted;
-mod start;
 pub mod route;
+mod start;
 pub mod submission;
 pub mod userdata;
 pub mod visit;
 pub mod way;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -75,6 +75,8 @@ pub struct Pool {
     posted: posted::AllPosted,
     /// History entries that were fetched for jobs that are about to end.
     entries: Mutex<HashMap<JobId, Bytes>>,
+    /// Bytes of the prompts that are held.
+    held: AtomicU64,
     /// Keeps the uploads that open jobs name.
     pins: Mutex<HashMap<JobId, Vec<Arc<files::uploads::Pins>>>>,
     /// Open jobs that a backend was given another body of than the client's.

@@ -1,7 +1,7 @@
 //! Puts pool mode together: [`open`] does everything that can fail, [`Opened::start`] the rest.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use super::ask::Ask;
 use super::clients::Hub;
-use super::core::{Core, Options};
+use super::core::{Core, Input, Options};
 use super::errands::VERDICT_TIMEOUT;
 use super::files::uploads::Uploads;
 use super::files::{Files, Remote};
@@ -63,9 +63,8 @@ pub fn open(config: &Config, state: Option<&State>, fleet: &Arc<Fleet>) -> Resul
     Ok(Opened { journal, restored, uploads, userdata, sids: sids(state), fleet: Arc::clone(fleet) })
 }
 
-fn bounds(config: &Config) -> Bounds {
-    let history = &config.pool.history;
-    Bounds { max_jobs: history.max_jobs, max_bytes: history.max_bytes, max_age: history.max_age }
+fn bounds(_config: &Config) -> Bounds {
+    Bounds::default()
 }
 
 /// The same sids as before a restart, so that events of running prompts come on.
@@ -137,6 +136,7 @@ impl Opened {
                 flights: own::prompt::InFlight::default(),
                 posted: super::posted::AllPosted::default(),
                 entries: Mutex::default(),
+                held: AtomicU64::new(0),
                 pins: Mutex::default(),
                 rewritten: Mutex::default(),
                 made: super::made::Made::default(),
@@ -151,7 +151,7 @@ impl Opened {
                 files,
                 merged,
                 fetcher: Arc::clone(&fetcher),
-                counter: Counter::starting_at(restored.counter),
+                counter: Counter::starting_at(i64::try_from(restored.counter).unwrap_or_default()),
                 next_job: AtomicU64::new(restored.next_job_id.0),
                 looking: Mutex::default(),
                 alarm: Notify::new(),
@@ -185,6 +185,7 @@ impl Pool {
         for open in &restored.open {
             let one = open.kept(|name| self.fleet.id_of(name));
             self.enter(&one.job);
+            self.held.fetch_add(one.job.body.len() as u64, Relaxed);
             if let (Some(name), Some(remote)) = (open.at.backend(), &open.remote_id) {
                 self.remember(self.fleet.id_of(name), Arc::clone(remote), &one.job);
             }
@@ -208,6 +209,23 @@ impl Pool {
         tokio::spawn(Arc::clone(self.merged.catalog()).keep_warm());
         tokio::spawn(Arc::clone(userdata).keep_importing(Arc::clone(&self.fleet), fetcher));
         tokio::spawn(Arc::clone(self).keep_features());
+    }
+
+    /// Goes by another configuration.
+    pub fn reload(self: &Arc<Self>, config: &Config) {
+        self.tell(Input::Options(options(config)));
+        self.hub.set_client_events(config.pool.client_events);
+        self.links.set_options(links::Options::from(&config.health_check));
+        self.fetcher.set_options(&config.health_check);
+        self.merged.set_max_upload_size(config.limits.body_size);
+        self.journal.set_bounds(bounds(config));
+    }
+
+    /// Gives sids and journal free for a successor. Running prompts run on.
+    pub async fn close(self: &Arc<Self>) {
+        self.links.close().await;
+        let pool = Arc::clone(self);
+        let _ = tokio::task::spawn_blocking(move || pool.journal.close()).await;
     }
 
     /// Keeps what `feature_flags` is answered with up to date.

@@ -69,8 +69,11 @@ impl Pool {
         match view.named(name) {
             Some(backend) if backend.live.keeps_old() => Way::To(Arc::clone(backend), asked),
             Some(_) => Way::Refuse(
-                Rejection::new(Kind::UpstreamFailed, "the ComfyUI server that has this file is down")
-                    .retry_after(5),
+                Rejection::new(
+                    Kind::UpstreamFailed,
+                    "the ComfyUI server that has this file is down",
+                )
+                .retry_after(5),
             ),
             None => Way::Refuse(not_here()),
         }
@@ -80,11 +83,7 @@ impl Pool {
     async fn view(self: &Arc<Self>, target: &str, envelope: &Envelope) -> Way {
         let Ok(uri) = target.parse::<Uri>() else { return Way::Refuse(not_here()) };
         if self.files.has(&uri) {
-            let files = Arc::clone(&self.files);
-            let shown = move |uri: Uri, headers: HeaderMap| async move {
-                files.view(&uri, &headers).await.unwrap_or_else(|| not_here().into_response())
-            };
-            return Way::Here(axum::Router::new().fallback(shown));
+            return Way::Here(self.shown());
         }
         let holder = self.files.holder(&uri, &self.own(envelope.key)).await;
         let view = self.fleet.view();
@@ -92,6 +91,14 @@ impl Pool {
             Some(backend) => Way::To(Arc::clone(backend), None),
             None => Way::Refuse(not_here()),
         }
+    }
+
+    /// Shows files of the gateway's own store.
+    fn shown(&self) -> axum::Router {
+        let files = Arc::clone(&self.files);
+        axum::Router::new().fallback(async move |uri: Uri, headers: HeaderMap| {
+            files.view(&uri, &headers).await.unwrap_or_else(|| not_here().into_response())
+        })
     }
 
     fn elsewhere(&self, method: &Method, target: &str, envelope: &Envelope) -> Way {
@@ -127,6 +134,9 @@ fn is_of_the_page(method: &Method, target: &str) -> bool {
 }
 
 fn not_here() -> Rejection {
-    Rejection::new(Kind::NotFound, "there is no such file, or several servers have one of that name")
-        .cure("ask for it with the subfolder that history names")
+    Rejection::new(
+        Kind::NotFound,
+        "there is no such file, or several servers have one of that name",
+    )
+    .cure("ask for it with the subfolder that history names")
 }

@@ -10,6 +10,7 @@ mod dashboard;
 mod faults;
 mod metrics;
 mod operation;
+mod pool;
 mod proxying;
 mod readme;
 mod registry;

@@ -308,7 +308,8 @@ impl Hub {
         let events = *self.events.lock();
         let attach = Attach { sid, queue_remaining, events, has_origin: client.has_origin };
         state.session.attached(now, &attach);
-        if let Some(old) = state.live.replace(Live { number, key: client.key, wake: wake.clone() }) {
+        if let Some(old) = state.live.replace(Live { number, key: client.key, wake: wake.clone() })
+        {
             registry.forget_caller(old.key, sid);
             old.wake.notify_one();
         }

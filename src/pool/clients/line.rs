@@ -62,10 +62,8 @@ impl Track {
 
     /// The frames that tell where it is.
     fn state(&self) -> impl Iterator<Item = Entry> {
-        let kept = [
-            (Meaning::ProgressState, &self.progress_state),
-            (Meaning::Executing, &self.executing),
-        ];
+        let kept =
+            [(Meaning::ProgressState, &self.progress_state), (Meaning::Executing, &self.executing)];
         kept.into_iter().filter_map(|(meaning, frame)| {
             Some(Entry::own(self.job, self.epoch, meaning, frame.clone()?))
         })

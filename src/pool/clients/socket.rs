@@ -405,11 +405,8 @@ fn fragments(frame: Frame) -> impl Iterator<Item = Message> {
 }
 
 /// The last words to a client, as far as it still listens.
-async fn farewell<S>(
-    sink: &mut Sink<S>,
-    stream: &mut SplitStream<WebSocketStream<S>>,
-    ended: Ended,
-) where
+async fn farewell<S>(sink: &mut Sink<S>, stream: &mut SplitStream<WebSocketStream<S>>, ended: Ended)
+where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let close = match ended {

@@ -75,9 +75,9 @@ pub(super) fn first(line: &str) -> First {
     match serde_json::from_str::<Message>(line) {
         Err(_) => First::NotJson,
         Ok(message) if message.kind != "feature_flags" => First::Other,
-        Ok(message) => {
-            First::Flags { metadata: message.data["supports_preview_metadata"] == Value::Bool(true) }
-        }
+        Ok(message) => First::Flags {
+            metadata: message.data["supports_preview_metadata"] == Value::Bool(true),
+        },
     }
 }
 

@@ -48,6 +48,11 @@ impl Core {
         self.line.len()
     }
 
+    /// How many prompts a backend should have: ours, those being judged there, and strangers'.
+    pub fn expected(&self, backend: BackendId) -> usize {
+        self.on(backend).len() + self.lanes.get(backend).map_or(0, |lane| lane.foreign as usize)
+    }
+
     /// All accepted jobs: running first, then those at backends, then the line in its order.
     pub fn jobs(&self) -> Vec<JobView> {
         let mut placed: Vec<JobView> =

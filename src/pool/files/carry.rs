@@ -7,6 +7,7 @@
 //! until [`Carrier::forget`], for it is asked by every job.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -14,7 +15,7 @@ use parking_lot::Mutex;
 use super::flights::Flights;
 use super::place::{Folder, Place};
 use super::remote::{DownloadError, Fetched, Remote, Trouble, download};
-use super::uploads::{Digest, Pins, StoreError, Uploads};
+use super::uploads::{Digest, Named, Pins, StoreError, Uploads};
 use crate::backend::{Backend, BackendId};
 
 /// The subfolder of what the gateway puts into input folders by itself.
@@ -193,9 +194,12 @@ impl Carrier {
         let place = alias(file, &content.digest);
         let (store, name) = (Arc::clone(&self.uploads), place.clone());
         let named =
-            tokio::task::spawn_blocking(move || store.name(&content, content.digest, &name, true));
-        named.await.map_err(|error| StoreError::Io(std::io::Error::other(error)))??;
-        let pins = Arc::new(self.uploads.pin(std::iter::once(place.clone())));
+            tokio::task::spawn_blocking(move || store.name(&content, content.digest, &name, false));
+        let pins = match named.await.map_err(io::Error::other).map_err(StoreError::Io)?? {
+            Named::Kept(pins) | Named::Same(pins) => Arc::new(pins),
+            // Two contents of one half of a hash.
+            Named::Taken => return Err(StoreError::Io(io::ErrorKind::AlreadyExists.into()).into()),
+        };
         if let Some(tag) = tag {
             let mut brought = self.brought.lock();
             if brought.len() >= MAX_BROUGHT {

@@ -203,9 +203,8 @@ pub(super) fn take_open(meta: &[u8], body: Bytes) -> Result<(OpenJob, u64), Dama
     let task_type = reader.maybe(Reader::text)?.map(Box::from);
     let needs = Arc::new(Needs { nodes, models, task_type, only_on: None });
     let only_on = reader.maybe(Reader::text)?.map(Arc::from);
-    let kind = reader.maybe(|reader| {
-        Ok(Kind { hash: reader.u64()?, label: reader.text()?.into() })
-    })?;
+    let kind =
+        reader.maybe(|reader| Ok(Kind { hash: reader.u64()?, label: reader.text()?.into() }))?;
     let zone = reader.maybe(Reader::text)?.map(Arc::from);
     let once = reader.u8()? != 0;
     let created_ms = reader.u64()?;

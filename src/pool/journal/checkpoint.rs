@@ -85,9 +85,7 @@ impl Checkpoint {
                 std::fs::rename(&path, aside).map_err(JournalError::at(&path))?;
                 Ok((Self { path, database: None }, None))
             }
-            Err(Failure::Error(redb::Error::DatabaseAlreadyOpen)) => {
-                Err(JournalError::InUse(path))
-            }
+            Err(Failure::Error(redb::Error::DatabaseAlreadyOpen)) => Err(JournalError::InUse(path)),
             // Without an index the jobs are found all the same; the next save makes a new one.
             Err(Failure::Error(error)) => {
                 log::warn!("{}: {error}; reading all segments instead", path.display());
@@ -120,7 +118,8 @@ impl Checkpoint {
 
 fn file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let file =
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
     let length = file.metadata()?.len();
     if !length.is_multiple_of(PAGE) {
         file.set_len(length.next_multiple_of(PAGE))?;

@@ -147,8 +147,7 @@ impl Log {
     }
 
     fn write(&mut self, batch: VecDeque<Item>) -> io::Result<()> {
-        let (hot, cold): (VecDeque<_>, _) =
-            batch.into_iter().partition(|item| item.entry.is_hot());
+        let (hot, cold): (VecDeque<_>, _) = batch.into_iter().partition(|item| item.entry.is_hot());
         let written = if hot.is_empty() { Ok(()) } else { self.write_hot(hot) };
         let cold_written = self.write_cold(cold);
         written.and(cold_written)

@@ -199,13 +199,7 @@ fn assemble(
     let index = std::mem::take(&mut found.index);
     let shared = Arc::new(Shared::new(by_id, index, found.next, bounds, names));
     let reserve = Reserve::new(Arc::clone(disk));
-    let log = Log::new(
-        Arc::clone(&shared),
-        found,
-        reserve,
-        checkpoint,
-        segment_size,
-        Instant::now(),
-    );
+    let log =
+        Log::new(Arc::clone(&shared), found, reserve, checkpoint, segment_size, Instant::now());
     (shared, restored, log)
 }

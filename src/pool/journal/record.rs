@@ -149,12 +149,7 @@ impl Found {
 }
 
 /// The whole record at `at`; `None` where none stands, or not all of it.
-pub(super) fn read(
-    blob: &dyn Blob,
-    at: u64,
-    length: u64,
-    salt: u32,
-) -> io::Result<Option<Found>> {
+pub(super) fn read(blob: &dyn Blob, at: u64, length: u64, salt: u32) -> io::Result<Option<Found>> {
     let Some(head) = read_head(blob, at, length)? else { return Ok(None) };
     let room = length - at - HEAD as u64;
     let meta_len = head.meta_len as u64;

@@ -57,7 +57,8 @@ pub(super) fn read(
     loaded: Option<Loaded>,
     segment_size: u64,
 ) -> Result<Journaled, Unreadable> {
-    let [hot, cold] = [OPEN, DONE].map(|prefix| Stream::open(Arc::clone(disk), prefix, segment_size));
+    let [hot, cold] =
+        [OPEN, DONE].map(|prefix| Stream::open(Arc::clone(disk), prefix, segment_size));
     let (hot, cold) = (hot?, cold?);
     let stamps: Vec<Stamp> = hot.stamps().chain(cold.stamps()).collect();
     if let Some(stamp) = stamps.iter().find(|stamp| stamp.schema > SCHEMA) {
@@ -123,18 +124,16 @@ impl Journaled {
         let mut records = Vec::new();
         let mut deleted = HashSet::new();
         let mut damaged = 0;
-        let scanned = self.cold.scan(position, self.salt, |segment, found| {
-            match found.kind {
-                kind::ENDED if found.intact => match Finished::take(&mut Reader::new(&found.meta)) {
-                    Ok(finished) => records.push((finished, spot(segment, &found))),
-                    Err(_) => damaged += 1,
-                },
-                kind::DELETED => match change::take_ids(&found.meta) {
-                    Ok(ids) => deleted.extend(ids),
-                    Err(_) => damaged += 1,
-                },
-                _ => damaged += 1,
-            }
+        let scanned = self.cold.scan(position, self.salt, |segment, found| match found.kind {
+            kind::ENDED if found.intact => match Finished::take(&mut Reader::new(&found.meta)) {
+                Ok(finished) => records.push((finished, spot(segment, &found))),
+                Err(_) => damaged += 1,
+            },
+            kind::DELETED => match change::take_ids(&found.meta) {
+                Ok(ids) => deleted.extend(ids),
+                Err(_) => damaged += 1,
+            },
+            _ => damaged += 1,
         })?;
         self.damaged += damaged + scanned.damaged;
         for (finished, spot) in records {
@@ -179,7 +178,8 @@ impl Journaled {
                     }
                 },
                 kind::MOVED => {
-                    let moved = open.get_mut(&id).map(|(job, _)| change::take_moved(&found.meta, job));
+                    let moved =
+                        open.get_mut(&id).map(|(job, _)| change::take_moved(&found.meta, job));
                     damaged += usize::from(moved.is_some_and(|moved| moved.is_err()));
                 }
                 kind::CLOSED => {

@@ -15,13 +15,13 @@ use serde_json::Value;
 use super::super::Pool;
 use super::super::job::JobId;
 use super::super::journal::Finished;
+use super::super::submission;
 use super::super::submission::jobs::{Page, Summary, history as written};
 use super::super::visit::Visit;
 use super::prompt::{Answer, Before};
 use super::stop::truthy;
 use super::{json, server_error};
 use crate::comfy::lenient;
-use super::super::submission;
 
 /// `GET /history`.
 pub(super) async fn list(
@@ -90,7 +90,7 @@ impl Pool {
         let job = self.journal.find(id)?;
         let reply = job.reply.clone().unwrap_or_default();
         let summary = serde_json::from_slice::<Summary>(&job.summary).ok()?;
-        let reply = submission::reply_as(&reply, id, &summary.priority);
+        let reply = submission::reply(&reply, id, &summary.priority);
         Some((job.fingerprint, Before::Judged(Answer::Accepted(reply))))
     }
 

@@ -15,9 +15,9 @@ use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
 use super::super::Pool;
+use super::super::ask::Passed;
 use super::super::core::Input;
 use super::super::dispatch::now_ms;
-use super::super::ask::Passed;
 use super::super::errands::TIMEOUT;
 use super::super::job::{Job, JobId, Needs, Owner};
 use super::super::submission::{self, Number, Parsed, Submission};
@@ -26,11 +26,11 @@ use super::json;
 use crate::rejection::{Kind, Rejection};
 
 /// Bytes of prompts that the gateway holds at most, waiting ones included.
-pub const MAX_HELD: u64 = 2 << 30;
+const MAX_HELD: u64 = 2 << 30;
 
 /// What the client of a prompt is told.
 #[derive(Debug, Clone)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// The backend's 200, with the gateway's number and id.
     Accepted(Bytes),
     /// The backend's refusal.
@@ -67,7 +67,7 @@ impl IntoResponse for Answer {
 /// Prompts whose verdict is still out, by the id that their client knows: the same prompt posted
 /// again meanwhile gets the same answer.
 #[derive(Debug, Default)]
-pub struct InFlight(Mutex<HashMap<Arc<str>, Flight>>);
+pub(crate) struct InFlight(Mutex<HashMap<Arc<str>, Flight>>);
 
 #[derive(Debug, Clone)]
 struct Flight {
@@ -145,9 +145,12 @@ impl Pool {
     async fn judged(self: &Arc<Self>, job: Arc<Job>) -> Answer {
         let (sender, answer) = oneshot::channel();
         self.verdicts.lock().insert(job.id, sender);
+        self.held.fetch_add(job.body.len() as u64, Relaxed);
         self.tell(Input::Submit(job));
         answer.await.unwrap_or_else(|_| {
-            Answer::Refused(Rejection::new(Kind::NoBackend, "the gateway is stopping").retry_after(5))
+            Answer::Refused(
+                Rejection::new(Kind::NoBackend, "the gateway is stopping").retry_after(5),
+            )
         })
     }
 
@@ -164,7 +167,11 @@ impl Pool {
         Arc::new(Job {
             id: JobId(self.next_job.fetch_add(1, Relaxed)),
             prompt_id,
-            owner: Owner { key: visit.key, caller: visit.caller, client_id: submission.client_id.clone() },
+            owner: Owner {
+                key: visit.key,
+                caller: visit.caller,
+                client_id: submission.client_id.clone(),
+            },
             number: submission.number(&self.counter).value(),
             priority: 0,
             needs: Arc::new(needs),
@@ -196,8 +203,7 @@ impl Pool {
     }
 
     fn may_hold(&self, bytes: usize) -> Result<(), Rejection> {
-        let held = self.core.lock().held_bytes();
-        if held + bytes as u64 <= MAX_HELD {
+        if self.held.load(Relaxed) + bytes as u64 <= MAX_HELD {
             return Ok(());
         }
         let message = "the prompts that wait are too large for the gateway's memory";

@@ -14,13 +14,19 @@ use super::super::visit::Visit;
 use super::{json as reply, list_of};
 
 /// How many prompts wait and run.
-pub(super) async fn count(State(pool): State<Arc<Pool>>, Extension(visit): Extension<Visit>) -> Response {
+pub(super) async fn count(
+    State(pool): State<Arc<Pool>>,
+    Extension(visit): Extension<Visit>,
+) -> Response {
     let remaining = pool.shown_to(&visit).count();
     reply(json!({"exec_info": {"queue_remaining": remaining}}).to_string())
 }
 
 /// The prompts themselves.
-pub(super) async fn list(State(pool): State<Arc<Pool>>, Extension(visit): Extension<Visit>) -> Response {
+pub(super) async fn list(
+    State(pool): State<Arc<Pool>>,
+    Extension(visit): Extension<Visit>,
+) -> Response {
     let (running, pending): (Vec<_>, Vec<_>) = pool.shown_to(&visit).partition(runs);
     let items = |views: Vec<JobView>| list_of(views.iter().map(|view| pool.item(view)));
     let mut text = b"{\"queue_running\":".to_vec();

@@ -61,6 +61,11 @@ impl Counter {
         Self(AtomicI64::new(number))
     }
 
+    /// The number that the next prompt gets.
+    pub fn at(&self) -> i64 {
+        self.0.load(Relaxed)
+    }
+
     /// The next number, before all others for the `front`.
     pub fn next(&self, front: bool) -> Number {
         let number = self.0.fetch_add(1, Relaxed);

@@ -1,9 +1,11 @@
 //! The body of a prompt as a backend gets it, and the backend's reply as the client gets it.
 
+use std::fmt;
+
 use bytes::Bytes;
 
 use super::layout::{Field, Layout};
-use super::number::{Number, python_float};
+use super::number::python_float;
 use super::scan::{Json, Scanner};
 use super::splice::{Edits, Member, add_member, quoted, rebuilt};
 use crate::comfy::queue_items::MAX_ID;
@@ -60,7 +62,7 @@ fn with_comma(body: &[u8], field: &Field) -> std::ops::Range<usize> {
 }
 
 /// The 200 for the client: the backend's own, with the id and number that the client knows.
-pub fn reply(backend_reply: &[u8], prompt_id: &str, number: Number) -> Bytes {
+pub fn reply(backend_reply: &[u8], prompt_id: &str, number: impl fmt::Display) -> Bytes {
     let (id, number) = (quoted(prompt_id), number.to_string());
     let (mut has_id, mut has_number) = (false, false);
     let built = Json::of(backend_reply).and_then(|json| {

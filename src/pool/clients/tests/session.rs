@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::pool::clients::session::{
-    KEPT_BYTES, KEPT_FOR, OVERFLOW, PREVIEWS, PRESSURE, SOFT, STANDSTILL,
+    KEPT_BYTES, KEPT_FOR, OVERFLOW, PRESSURE, PREVIEWS, SOFT, STANDSTILL,
 };
 use crate::pool::clients::words::{First, features, greeting};
 

@@ -112,7 +112,8 @@ async fn a_socket_is_greeted_gets_its_frames_and_every_status() {
     for n in [6, 6] {
         hub.status(n);
     }
-    let status = json!({"type": "status", "data": {"status": {"exec_info": {"queue_remaining": 6}}}});
+    let status =
+        json!({"type": "status", "data": {"status": {"exec_info": {"queue_remaining": 6}}}});
     assert_eq!([client.json().await, client.json().await], [status.clone(), status]);
     let big = preview(1, 2, 0, 5 << 20);
     hub.deliver(plain(1, Meaning::Start, "ü"));
@@ -139,7 +140,8 @@ async fn an_empty_or_missing_client_id_is_minted() {
 #[tokio::test(start_paused = true)]
 async fn flags_are_answered_once_and_only_if_they_come_first() {
     let hub = hub();
-    let flags = || Message::text(r#"{"type":"feature_flags","data":{"supports_preview_metadata":true}}"#);
+    let flags =
+        || Message::text(r#"{"type":"feature_flags","data":{"supports_preview_metadata":true}}"#);
     let mut client = Client::greeted(&hub, "A").await;
     client.socket.send(Message::text("not json")).await.unwrap();
     client.socket.send(flags()).await.unwrap();

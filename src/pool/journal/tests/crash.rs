@@ -131,7 +131,9 @@ impl World {
                     self.jobs.get_mut(&id).unwrap().steps.retain(|known| *known >= step);
                 }
             }
-            Asked::End(id, ticket) => self.jobs.get_mut(&id).unwrap().ended |= ticket.wait().is_ok(),
+            Asked::End(id, ticket) => {
+                self.jobs.get_mut(&id).unwrap().ended |= ticket.wait().is_ok()
+            }
             Asked::Delete(id, ticket) => {
                 self.jobs.get_mut(&id).unwrap().deleted |= ticket.wait().is_ok();
             }

@@ -146,7 +146,8 @@ fn the_oldest_go_when_there_are_too_many() {
     journal.close();
     let ids: Vec<u64> = journal.finished().iter().map(|job| job.id.0).collect();
     assert_eq!(ids, (181..=200).collect::<Vec<_>>());
-    let bytes: u64 = segments(dir.path(), "").iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+    let bytes: u64 =
+        segments(dir.path(), "").iter().map(|path| fs::metadata(path).unwrap().len()).sum();
     assert!(bytes < (2 << 20) + 12 * 20_000, "dead segments are removed: {bytes}");
     drop(journal);
     let small = Bounds { max_bytes: 5_000, ..Bounds::default() };
@@ -287,7 +288,10 @@ fn damage_costs_only_what_it_hits() {
         let (journal, restored) = open(copy.path());
         assert_eq!(restored.finished, 6, "flipped at {at}");
         assert!(restored.damaged > 0 || restored.finished == 6);
-        assert_eq!(restored.open.len() + restored.finished, 10 - usize::from(restored.open.len() == 3));
+        assert_eq!(
+            restored.open.len() + restored.finished,
+            10 - usize::from(restored.open.len() == 3)
+        );
         for finished in journal.finished() {
             let n = finished.id.0;
             assert_eq!(journal.entry_blocking(JobId(n)), Some(entry(n, 2000)), "flipped at {at}");
@@ -381,7 +385,8 @@ fn a_full_file_system_is_met_with_clear_words_and_left_again() {
     }
     let recovered = journal.health();
     drop(journal);
-    let after = Journal::open(dir.path(), Bounds { max_age: Duration::MAX, ..Bounds::default() }, names());
+    let after =
+        Journal::open(dir.path(), Bounds { max_age: Duration::MAX, ..Bounds::default() }, names());
     let counts = after.as_ref().map(|(_, restored)| (restored.open.len(), restored.finished));
     let counts = counts.map_err(ToString::to_string);
     drop(after);

@@ -99,7 +99,9 @@ impl SimDisk {
                 if until > sure && random.random_bool(0.5) {
                     let at = random.random_range(sure..until);
                     let end = (at + random.random_range(1..64)).min(until);
-                    survived[at..end].iter_mut().for_each(|byte| *byte ^= random.random_range(1..=255));
+                    survived[at..end]
+                        .iter_mut()
+                        .for_each(|byte| *byte ^= random.random_range(1..=255));
                 }
                 if random.random_bool(0.2) {
                     let zeros = random.random_range(1..5000);
@@ -128,9 +130,9 @@ impl SimDisk {
     fn copy(&self) -> Self {
         let disk = Self::new();
         let files = self.files.lock();
-        let copies = files.iter().map(|(name, content)| {
-            (name.clone(), Arc::new(Mutex::new(content.lock().clone())))
-        });
+        let copies = files
+            .iter()
+            .map(|(name, content)| (name.clone(), Arc::new(Mutex::new(content.lock().clone()))));
         *disk.files.lock() = copies.collect();
         disk
     }
@@ -193,7 +195,11 @@ impl Blob for SimFile {
         let mut content = self.content.lock();
         let (start, end) = (at as usize, at as usize + bytes.len());
         let grows = end.saturating_sub(content.now.len()) as u64;
-        let fits = if grows > left { bytes.len().saturating_sub((grows - left) as usize) } else { bytes.len() };
+        let fits = if grows > left {
+            bytes.len().saturating_sub((grows - left) as usize)
+        } else {
+            bytes.len()
+        };
         let end = start + fits;
         if content.now.len() < end {
             content.now.resize(end, 0);
