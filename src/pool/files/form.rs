@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
-use axum::extract::Multipart;
-use axum::extract::multipart::{Field, MultipartRejection};
+use axum::extract::multipart::{Field, MultipartError};
+use axum::extract::{FromRequest, Multipart, Request};
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use percent_encoding::percent_decode_str;
 
+use super::paced::{Meter, paced};
 use super::remote::{DownloadError, Trouble};
 use super::uploads::{Spool, Spooled, StoreError, Uploads};
 use crate::comfy::reply::Refusal;
@@ -104,30 +106,41 @@ impl Form {
         self.texts.iter().find(|(key, _)| key == name).map(|(_, text)| text.as_str())
     }
 
-    /// Reads a form of at most `limit` bytes.
+    /// Reads a request's form of at most `limit` bytes.
     pub(super) async fn read(
-        form: Result<Multipart, MultipartRejection>,
-        headers: &HeaderMap,
+        request: Request,
         store: &Arc<Uploads>,
         limit: u64,
     ) -> Result<Self, No> {
-        let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-        let announced = announced.and_then(|value| value.parse::<u64>().ok()).unwrap_or_default();
-        let mut left = Left(limit.checked_sub(announced).map(|_| limit).ok_or_else(too_large)?);
-        let mut read = Self::default();
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if length.is_some_and(|length| length > limit) {
+            return Err(too_large());
+        }
+        let (head, body) = request.into_parts();
+        let (body, meter) = paced(body, limit);
+        let form = Multipart::from_request(Request::from_parts(head, body), &()).await;
         // A body of another type has no fields, as aiohttp reads it.
-        let Ok(mut form) = form else { return Ok(read) };
+        let Ok(mut form) = form else { return Ok(Self::default()) };
+        let read = Self::fields(&mut form, store, &meter).await;
+        // The parser does not tell why the body ended.
+        if meter.is_over() { Err(too_large()) } else { read }
+    }
+
+    async fn fields(form: &mut Multipart, store: &Arc<Uploads>, meter: &Meter) -> Result<Self, No> {
+        let mut read = Self::default();
         for _ in 0..MAX_FIELDS {
             let Some(field) = form.next_field().await.map_err(broken)? else { break };
+            meter.used();
             let name = field.name().unwrap_or_default().to_owned();
             match file_name(&field) {
                 Some(file) if name == "image" && read.image.is_none() => {
-                    let content = Arc::new(spool(field, store, &mut left).await?);
+                    let content = Arc::new(spool(field, store, meter).await?);
                     read.image = Some(Sent { name: file, content });
                 }
-                Some(_) => skip(field, &mut left).await?,
+                Some(_) => skip(field, meter).await?,
                 None => {
-                    let text = text(field, &mut left).await?;
+                    let text = text(field, meter).await?;
                     if read.text(&name).is_none() {
                         read.texts.push((name, text));
                     }
@@ -138,44 +151,36 @@ impl Form {
     }
 }
 
-/// How much of the body may still come.
-struct Left(u64);
-
-impl Left {
-    fn take(&mut self, piece: &[u8]) -> Result<(), No> {
-        self.0 = self.0.checked_sub(piece.len() as u64).ok_or_else(too_large)?;
-        Ok(())
-    }
-}
-
 fn too_large() -> No {
     No::Own(Rejection::new(Kind::BodyTooLarge, "the body is too large"))
 }
 
-fn broken(_: axum::extract::multipart::MultipartError) -> No {
+fn broken(_: MultipartError) -> No {
     Refusal::Crash.into()
 }
 
-async fn spool(mut field: Field<'_>, store: &Arc<Uploads>, left: &mut Left) -> Result<Spooled, No> {
+async fn next(field: &mut Field<'_>, meter: &Meter) -> Result<Option<Bytes>, No> {
+    let piece = field.chunk().await.map_err(broken)?;
+    meter.used();
+    Ok(piece)
+}
+
+async fn spool(mut field: Field<'_>, store: &Arc<Uploads>, meter: &Meter) -> Result<Spooled, No> {
     let mut spool: Spool = store.spool().await?;
-    while let Some(piece) = field.chunk().await.map_err(broken)? {
-        left.take(&piece)?;
+    while let Some(piece) = next(&mut field, meter).await? {
         spool.write(&piece).await?;
     }
     Ok(spool.finish().await?)
 }
 
-async fn skip(mut field: Field<'_>, left: &mut Left) -> Result<(), No> {
-    while let Some(piece) = field.chunk().await.map_err(broken)? {
-        left.take(&piece)?;
-    }
+async fn skip(mut field: Field<'_>, meter: &Meter) -> Result<(), No> {
+    while next(&mut field, meter).await?.is_some() {}
     Ok(())
 }
 
-async fn text(mut field: Field<'_>, left: &mut Left) -> Result<String, No> {
+async fn text(mut field: Field<'_>, meter: &Meter) -> Result<String, No> {
     let mut text = Vec::new();
-    while let Some(piece) = field.chunk().await.map_err(broken)? {
-        left.take(&piece)?;
+    while let Some(piece) = next(&mut field, meter).await? {
         text.extend_from_slice(&piece);
         if text.len() > MAX_TEXT {
             return Err(too_large());

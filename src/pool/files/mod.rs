@@ -20,6 +20,7 @@ mod flights;
 mod form;
 mod mask;
 mod original;
+mod paced;
 pub mod place;
 pub mod prefix;
 mod prepare;

@@ -126,11 +126,11 @@ impl Farm {
     }
 
     async fn prepare(&self, backend: usize, input: Value, own: &Own) -> Prepared {
-        self.files.prepare(&prompt(input), &self.backends[backend], own).await.unwrap()
+        self.files.prepare(&prompt(&input), &self.backends[backend], own).await.unwrap()
     }
 }
 
-fn prompt(input: Value) -> Bytes {
+fn prompt(input: &Value) -> Bytes {
     let load = json!({"class_type": "LoadImage", "inputs": {"image": input}});
     json!({"prompt": {"1": load}, "client_id": "c"}).to_string().into()
 }
@@ -176,6 +176,14 @@ async fn a_body_over_the_limit_is_too_large_whether_announced_or_not() {
         farm.post("/upload/image", form(Some("a"), &vec![0; (1 << 20) + 1], &[])).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
     assert_eq!(reply["error"]["type"], "body_too_large");
+    let chunks = form(Some("a"), &vec![0; 2 << 20], &[]);
+    let chunks: Vec<_> = chunks.chunks(5000).map(|c| Ok::<_, String>(c.to_vec())).collect();
+    let request = Request::post("/upload/image")
+        .header("content-type", "multipart/form-data; boundary=b")
+        .body(Body::from_stream(futures_util::stream::iter(chunks)))
+        .unwrap();
+    let response = farm.files.router(1 << 20).oneshot(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
     let text = "x".repeat(100_000);
     let (status, _) = farm.post("/upload/image", form(Some("a"), b"", &[("x", &text)])).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
@@ -285,7 +293,7 @@ async fn an_upload_is_pushed_once_and_again_when_it_or_the_backend_changed() {
 async fn jobs_that_start_together_push_together() {
     let farm = farm(1).await;
     farm.upload("a.png", b"one", &[]).await;
-    let body = prompt(json!("a.png"));
+    let body = prompt(&json!("a.png"));
     let jobs = (0..20).map(|_| async {
         farm.files.prepare(&body, &farm.backends[0], &Own::default()).await.unwrap();
     });
@@ -298,7 +306,7 @@ async fn a_backend_that_does_not_take_an_upload_is_named() {
     let mut farm = farm(1).await;
     farm.upload("a.png", b"one", &[]).await;
     farm.sims.remove(0).kill().await;
-    let body = prompt(json!("a.png"));
+    let body = prompt(&json!("a.png"));
     let failed = farm.files.prepare(&body, &farm.backends[0], &Own::default()).await.unwrap_err();
     assert_eq!(failed.to_string(), "backend gpu-0: it does not answer");
 }
@@ -384,7 +392,7 @@ async fn an_upload_to_the_output_folder_stays_here_and_overwrites_nothing() {
 async fn uploads_of_waiting_jobs_are_pinned() {
     let farm = farm(0).await;
     farm.upload("a.png", &vec![1; 1 << 19], &[]).await;
-    let pins = farm.files.pin(&prompt(json!("a.png"))).await;
+    let pins = farm.files.pin(&prompt(&json!("a.png"))).await;
     for i in 0..22u8 {
         farm.upload(&format!("{i}.png"), &vec![i + 2; 1 << 19], &[]).await;
     }

@@ -8,11 +8,9 @@
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::extract::multipart::MultipartRejection;
-use axum::extract::{DefaultBodyLimit, Multipart, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::response::Response;
 use axum::routing::{MethodRouter, Router, post};
-use http::HeaderMap;
 use serde_json::{Value, json};
 
 use super::form::{BAD, Form, No, Sent};
@@ -47,22 +45,17 @@ pub(super) fn router(files: Arc<Files>, max_body: u64) -> Router {
     router.layer(DefaultBodyLimit::disable()).with_state(Desk { files, max_body })
 }
 
-async fn image(
-    State(desk): State<Desk>,
-    headers: HeaderMap,
-    form: Result<Multipart, MultipartRejection>,
-) -> Result<Response, No> {
-    let form = Form::read(form, &headers, &desk.files.carrier.uploads, desk.max_body).await?;
+async fn image(State(desk): State<Desk>, request: Request) -> Result<Response, No> {
+    let form = Form::read(request, &desk.files.carrier.uploads, desk.max_body).await?;
     Upload::of(form)?.keep(&desk.files, None).await
 }
 
 async fn upload_mask(
     State(desk): State<Desk>,
     own: Option<Extension<Own>>,
-    headers: HeaderMap,
-    form: Result<Multipart, MultipartRejection>,
+    request: Request,
 ) -> Result<Response, No> {
-    let form = Form::read(form, &headers, &desk.files.carrier.uploads, desk.max_body).await?;
+    let form = Form::read(request, &desk.files.carrier.uploads, desk.max_body).await?;
     let original = form.text("original_ref").map(serde_json::from_str::<Value>);
     let original = original.and_then(Result::ok).unwrap_or_default();
     let own = own.map(|Extension(own)| own).unwrap_or_default();
