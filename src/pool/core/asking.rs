@@ -133,14 +133,15 @@ impl Core {
         let Some(place) = &mut entry.place else { return };
         place.absent += 1;
         let again = match place.life {
-            Life::Ending => place.absent < MAX_ABSENT,
+            // Its history is lost, if the backend was away since.
+            Life::Ending => place.absent < MAX_ABSENT && place.doubtful.is_none(),
             // It may still be on its way.
             _ => place.verdict_out || (place.ambiguous && place.absent < 2),
         };
         if again {
             return self.wake(retry, Timer::Ask(id));
         }
-        if accepted && place.life == Life::Ending {
+        if accepted && place.life == Life::Ending && place.doubtful.is_none() {
             let outcome = if cancelled { Outcome::Cancelled } else { Outcome::Completed };
             self.end(id, outcome, None);
         } else if place.vetting && place.life == Life::Sent && accepted {

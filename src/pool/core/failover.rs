@@ -60,8 +60,7 @@ impl Core {
             let Some(place) = self.entries.get(&id).and_then(|entry| entry.place.as_ref()) else {
                 continue;
             };
-            let ending = place.life == Life::Ending && !place.verdict_out;
-            if place.doubtful.is_some() || ending {
+            if place.doubtful.is_some() || place.life == Life::Ending {
                 self.ask(id);
             }
         }

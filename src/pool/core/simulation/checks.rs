@@ -14,10 +14,8 @@ pub(super) struct Ledger {
     refused: BTreeSet<JobId>,
     /// Jobs of which a copy may be anywhere: their server was given up, or their gateway crashed.
     loose: BTreeSet<JobId>,
-    waiting: BTreeSet<JobId>,
     completed: BTreeSet<JobId>,
     doubtful: BTreeSet<JobId>,
-    began: BTreeSet<JobId>,
     /// POSTs that are not answered.
     posts: BTreeMap<JobId, u32>,
 }
@@ -54,7 +52,7 @@ impl Ledger {
     }
 
     pub(super) fn answered(&mut self, id: JobId) {
-        self.posts.entry(id).and_modify(|out| *out -= 1);
+        self.posts.entry(id).and_modify(|out| *out = out.saturating_sub(1));
     }
 
     fn moved(&mut self, id: JobId, phase: Phase) {
@@ -69,11 +67,6 @@ impl Ledger {
                 self.doubtful.remove(&id);
             }
         }
-        if phase == Phase::Waiting {
-            self.waiting.insert(id);
-        } else {
-            self.waiting.remove(&id);
-        }
     }
 
     fn end(&mut self, now: u64, id: JobId, outcome: &Outcome) {
@@ -86,15 +79,10 @@ impl Ledger {
         if self.doubtful.contains(&id) {
             self.loose.insert(id);
         }
-        if *outcome == Outcome::Cancelled && !self.loose.contains(&id) && self.waiting.contains(&id)
-        {
-            assert!(!self.began.contains(&id), "{now}: {id:?} waited and had begun");
-        }
     }
 
     /// A server begins to run a job.
     pub(super) fn began(&mut self, now: u64, server: usize, id: JobId, servers: &[Server]) {
-        self.began.insert(id);
         if self.loose.contains(&id) {
             return;
         }
@@ -116,6 +104,7 @@ impl Ledger {
         let open = self.accepted.iter().filter(|id| !self.ended.contains_key(id)).copied();
         let open: Vec<JobId> = open.collect();
         self.loose.extend(open);
+        self.posts.clear();
     }
 
     pub(super) fn check(&self, _now: u64, _servers: &[Server]) {}

@@ -127,6 +127,8 @@ pub(super) struct World {
     era: u64,
     jobs: u64,
     calm: bool,
+    /// `COMFYGATE_SIM_TRACE` is set: everything is shown.
+    trace: bool,
     /// When the gateway looks at the time next.
     tick: u64,
     /// The earliest time an event of a server may arrive: they come in order.
@@ -168,6 +170,7 @@ impl World {
             era: 0,
             jobs: 0,
             calm: false,
+            trace: std::env::var_os("COMFYGATE_SIM_TRACE").is_some(),
             tick: 0,
             wire: vec![0; count],
         };
@@ -243,7 +246,7 @@ impl World {
 
     /// The gateway hears something and acts.
     fn feed(&mut self, input: Input) {
-        if std::env::var_os("COMFYGATE_SIM_TRACE").is_some() {
+        if self.trace {
             eprintln!("{} < {}", self.now, super::checks::brief(&input));
         }
         if let Input::Verdict { job, .. } = &input {
@@ -256,7 +259,7 @@ impl World {
 
     fn act(&mut self, actions: Vec<Action>) {
         for action in actions {
-            if std::env::var_os("COMFYGATE_SIM_TRACE").is_some() {
+            if self.trace {
                 eprintln!("{}   > {}", self.now, super::checks::brief_action(&action));
             }
             self.journal.write(&action);
