@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::{Bug, Chaos, World};
 
 /// Seeds of a plain test run.
-const SEEDS: std::ops::Range<u64> = 0..300;
+const SEEDS: std::ops::Range<u64> = 0..100;
 
 fn seeds() -> std::ops::Range<u64> {
     let Ok(text) = std::env::var("COMFYGATE_SIM_SEEDS") else { return SEEDS };

@@ -136,7 +136,7 @@ pub(super) struct World {
 }
 
 /// How long misfortune lasts, and how long the world may take to recover, in milliseconds.
-const STORM: u64 = 90_000;
+const STORM: u64 = 45_000;
 const RECOVERY: u64 = 900_000;
 
 fn backend(server: usize) -> BackendId {
