@@ -39,6 +39,7 @@ impl Core {
         let Some(place) = self.entries.get_mut(&id).and_then(|entry| entry.place.as_mut()) else {
             return;
         };
+        place.questioned = now;
         if place.doubtful.is_none() {
             place.doubtful = Some(now);
             self.wake(self.options.declared_dead_after, Timer::Doubt(id));
@@ -56,6 +57,10 @@ impl Core {
         else {
             return self.stray_told(backend, id, token, known);
         };
+        let stale = place.questioned > asked && !matches!(known, Known::Ended { .. });
+        if stale {
+            return self.ask(id);
+        }
         if known == Known::Absent {
             return if place.news > asked { self.ask(id) } else { self.absent(id) };
         }

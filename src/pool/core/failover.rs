@@ -176,7 +176,9 @@ impl Core {
         }
         let mut kept = kept;
         kept.sort_by_key(|kept| kept.job.id);
-        kept.into_iter().for_each(|kept| self.restore_one(kept));
+        for kept in kept {
+            self.restore_one(kept);
+        }
         self.pump();
         std::mem::swap(&mut self.out, actions);
     }
@@ -207,12 +209,11 @@ impl Core {
             Box::new(Place { life, started, ..place })
         });
         self.entries.insert(id, entry);
-        match lane {
-            None => self.enqueue(id),
-            Some(_) => {
-                self.seat(id);
-                self.doubt(id);
-            }
+        if lane.is_some() {
+            self.seat(id);
+            self.doubt(id);
+        } else {
+            self.enqueue(id);
         }
     }
 }

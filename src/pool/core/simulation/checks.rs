@@ -125,7 +125,7 @@ impl Ledger {
 
 impl Core {
     /// What holds between two inputs.
-    pub(super) fn check(&self) {
+    pub(in super::super) fn check(&self) {
         let placed = self.entries.values().filter(|entry| entry.place.is_some()).count();
         assert_eq!(placed + self.line.len(), self.entries.len(), "a job is nowhere");
         let accepted = self.entries.values().filter(|entry| entry.accepted).count();
