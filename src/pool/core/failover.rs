@@ -67,11 +67,10 @@ impl Core {
         self.strays_back(backend);
     }
 
-    /// Accepted, and its POST is answered.
+    /// Whether the backend has taken it, by its word or by events.
     fn is_held(&self, id: JobId) -> bool {
-        self.entries.get(&id).is_some_and(|entry| {
-            entry.accepted && entry.place.as_ref().is_some_and(|place| !place.verdict_out)
-        })
+        let place = self.entries.get(&id).and_then(|entry| entry.place.as_ref());
+        place.is_some_and(|place| !place.verdict_out || place.life != Life::Sent)
     }
 
     /// It has lost what it knew.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::{Action, Core, Input, Outcome, Phase};
 use super::server::Server;
+use crate::backend::BackendId;
 use crate::pool::job::JobId;
 
 /// What was done with each job, by the world's own count.
@@ -22,7 +23,7 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// The gateway does something.
-    pub(super) fn note(&mut self, now: u64, action: &Action, _core: &Core) {
+    pub(super) fn note(&mut self, now: u64, action: &Action, core: &Core) {
         match action {
             Action::Accept { job, .. } => {
                 assert!(self.accepted.insert(job.id), "{now}: {:?} accepted twice", job.id);
@@ -39,6 +40,8 @@ impl Ledger {
                 panic!("{now}: {:?} is posted after its end", post.job.id);
             }
             Action::Post(post) => {
+                let capacity = core.capacity(post.backend);
+                assert!(post.vetting || capacity, "{now}: {:?} holds too many", post.backend);
                 let out = self.posts.entry(post.job.id).or_default();
                 *out += 1;
                 if *out > 1 {
@@ -107,8 +110,6 @@ impl Ledger {
         self.posts.clear();
     }
 
-    pub(super) fn check(&self, _now: u64, _servers: &[Server]) {}
-
     /// When everything is well again.
     pub(super) fn last_check(&self, now: u64, core: &Core) {
         for id in &self.accepted {
@@ -136,6 +137,17 @@ impl Core {
             assert_eq!(best, None, "{:?} is free beside a waiting job", lane.lane.backend);
         }
         assert!(self.seats_are_right(), "seats");
+    }
+
+    /// Whether a lane holds no more than it may, what was taken up there aside.
+    fn capacity(&self, backend: BackendId) -> bool {
+        let Some(seat) = self.seats.get(backend) else { return true };
+        let dispatched = |id: &&JobId| {
+            let place = self.entries.get(*id).and_then(|entry| entry.place.as_ref());
+            place.is_some_and(|place| place.token & super::super::entry::VETTING == 0)
+        };
+        let most = 1 + self.options.prefetch as usize;
+        seat.occupants.iter().filter(dispatched).count() <= most
     }
 
     fn seats_are_right(&self) -> bool {

@@ -197,7 +197,6 @@ impl World {
             self.now = self.now.max(at);
             self.happen(event);
             self.core.check();
-            self.ledger.check(self.now, &self.servers);
         }
         self.ledger.last_check(self.now, &self.core);
     }
@@ -345,7 +344,7 @@ impl World {
             Request::Interrupt(job) => {
                 let heeds = answers && !self.servers[server].hung && !lost;
                 if heeds && self.servers[server].runs(job) {
-                    self.finish(server, Outcome::Cancelled);
+                    self.finish(server, &Outcome::Cancelled);
                 }
             }
         }
@@ -401,12 +400,12 @@ impl World {
         }
         let fails = state.running.as_ref().is_some_and(|prompt| prompt.fails);
         let error = "out of memory".to_owned();
-        self.finish(server, if fails { Outcome::Failed { error } } else { Outcome::Completed });
+        self.finish(server, &if fails { Outcome::Failed { error } } else { Outcome::Completed });
     }
 
-    fn finish(&mut self, server: usize, outcome: Outcome) {
+    fn finish(&mut self, server: usize, outcome: &Outcome) {
         if let Some(job) = self.servers[server].finish(outcome.clone()) {
-            self.ledger.finished(job, &outcome);
+            self.ledger.finished(job, outcome);
             self.event(server, Input::Finished { backend: backend(server), job });
         }
         self.servers[server].run += 1;

@@ -36,7 +36,7 @@ fn options() -> Options {
         warm_slack: Duration::from_secs(5),
         verdict_timeout: Duration::from_secs(10),
         declared_dead_after: Duration::from_secs(10),
-        silence: Duration::from_secs(600),
+        silence: Duration::from_mins(10),
         interrupt_grace: Duration::from_secs(30),
     }
 }
