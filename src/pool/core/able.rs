@@ -3,6 +3,8 @@
 //! What `/object_info` says is a hint. When it leaves no lane, every lane that the configuration
 //! allows may be tried, and the server's word is final.
 
+use std::sync::Arc;
+
 use super::entry::{Avoid, Entry};
 use super::lane::{LaneState, Lanes};
 use super::{Core, Lane};
@@ -13,6 +15,8 @@ use crate::pool::line::{LaneSet, Level, Ticket};
 
 /// Who takes the turns when fairness is by arrival alone.
 const EVERYBODY: [u8; 16] = [0; 16];
+/// Needs whose lanes are remembered.
+const MAX_HINTS: usize = 1024;
 /// Least cost of a turn, in seconds of GPU time.
 const LEAST_COST: f64 = 0.001;
 
@@ -37,8 +41,19 @@ pub(super) fn has(lane: &Lane, needs: &Needs) -> bool {
 }
 
 impl Lanes {
-    fn hinted(&self, needs: &Needs) -> LaneSet {
-        self.set(|state| has(&state.lane, needs))
+    /// The lanes that, as far as is known, have what it needs; remembered, since looking through
+    /// large installations costs.
+    fn hinted(&self, needs: &Arc<Needs>) -> LaneSet {
+        if let Some(set) = self.hints.lock().get(needs) {
+            return set.clone();
+        }
+        let set = self.set(|state| has(&state.lane, needs));
+        let mut hints = self.hints.lock();
+        if hints.len() >= MAX_HINTS {
+            hints.clear();
+        }
+        hints.insert(Arc::clone(needs), set.clone());
+        set
     }
 
     pub(super) fn permitted(&self, needs: &Needs) -> LaneSet {
@@ -122,11 +137,14 @@ impl Core {
     /// Lanes have opened or closed: jobs that keep from some look again.
     pub(super) fn reclass_particular(&mut self) {
         let ids: Vec<JobId> = self.particular.iter().copied().collect();
-        ids.into_iter().for_each(|id| self.reclass(id));
+        for id in ids {
+            self.reclass(id);
+        }
     }
 
     /// Lanes have come, gone or changed what they can do: every waiting job is filed anew.
     pub(super) fn refile(&mut self) {
+        self.lanes.hints.get_mut().clear();
         let mut line = std::mem::take(&mut self.line);
         line.rebuild(|ticket| match self.entries.get(&ticket.id) {
             Some(entry) => (self.ticket(entry), self.lanes.waited_for(entry)),

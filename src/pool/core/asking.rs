@@ -39,6 +39,7 @@ impl Core {
         let Some(place) = self.entries.get_mut(&id).and_then(|entry| entry.place.as_mut()) else {
             return;
         };
+        place.questioned = now;
         if place.doubtful.is_none() {
             place.doubtful = Some(now);
             self.wake(self.options.declared_dead_after, Timer::Doubt(id));
@@ -56,6 +57,10 @@ impl Core {
         else {
             return self.stray_told(backend, id, token, known);
         };
+        let stale = place.questioned > asked && !matches!(known, Known::Ended { .. });
+        if stale {
+            return self.ask(id);
+        }
         if known == Known::Absent {
             return if place.news > asked { self.ask(id) } else { self.absent(id) };
         }
@@ -133,14 +138,15 @@ impl Core {
         let Some(place) = &mut entry.place else { return };
         place.absent += 1;
         let again = match place.life {
-            Life::Ending => place.absent < MAX_ABSENT,
+            // Its history is lost, if the backend was away since.
+            Life::Ending => place.absent < MAX_ABSENT && place.doubtful.is_none(),
             // It may still be on its way.
             _ => place.verdict_out || (place.ambiguous && place.absent < 2),
         };
         if again {
             return self.wake(retry, Timer::Ask(id));
         }
-        if accepted && place.life == Life::Ending {
+        if accepted && place.life == Life::Ending && place.doubtful.is_none() {
             let outcome = if cancelled { Outcome::Cancelled } else { Outcome::Completed };
             self.end(id, outcome, None);
         } else if place.vetting && place.life == Life::Sent && accepted {

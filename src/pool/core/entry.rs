@@ -93,6 +93,8 @@ pub(super) struct Place {
     pub(super) ambiguous: bool,
     /// It may be there, or not: since when.
     pub(super) doubtful: Option<Moment>,
+    /// When there was reason for doubt last: answers to older questions say nothing.
+    pub(super) questioned: Moment,
     /// An answer to an `Ask` is out: when it was asked.
     pub(super) asking: Option<Moment>,
     /// How often in a row the backend did not know it.
@@ -122,6 +124,7 @@ impl Place {
             verdict_out: false,
             ambiguous: false,
             doubtful: None,
+            questioned: Moment(0),
             asking: None,
             absent: 0,
             taking: false,

@@ -60,19 +60,17 @@ impl Core {
             let Some(place) = self.entries.get(&id).and_then(|entry| entry.place.as_ref()) else {
                 continue;
             };
-            let ending = place.life == Life::Ending && !place.verdict_out;
-            if place.doubtful.is_some() || ending {
+            if place.doubtful.is_some() || place.life == Life::Ending {
                 self.ask(id);
             }
         }
         self.strays_back(backend);
     }
 
-    /// Accepted, and its POST is answered.
+    /// Whether the backend has taken it, by its word or by events.
     fn is_held(&self, id: JobId) -> bool {
-        self.entries.get(&id).is_some_and(|entry| {
-            entry.accepted && entry.place.as_ref().is_some_and(|place| !place.verdict_out)
-        })
+        let place = self.entries.get(&id).and_then(|entry| entry.place.as_ref());
+        place.is_some_and(|place| !place.verdict_out || place.life != Life::Sent)
     }
 
     /// It has lost what it knew.
@@ -177,7 +175,9 @@ impl Core {
         }
         let mut kept = kept;
         kept.sort_by_key(|kept| kept.job.id);
-        kept.into_iter().for_each(|kept| self.restore_one(kept));
+        for kept in kept {
+            self.restore_one(kept);
+        }
         self.pump();
         std::mem::swap(&mut self.out, actions);
     }
@@ -208,12 +208,11 @@ impl Core {
             Box::new(Place { life, started, ..place })
         });
         self.entries.insert(id, entry);
-        match lane {
-            None => self.enqueue(id),
-            Some(_) => {
-                self.seat(id);
-                self.doubt(id);
-            }
+        if lane.is_some() {
+            self.seat(id);
+            self.doubt(id);
+        } else {
+            self.enqueue(id);
         }
     }
 }

@@ -1,10 +1,14 @@
 //! What is known of the backends: as configured and probed, and what they were seen to do.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::Lane;
 use crate::backend::BackendId;
 use crate::clock::Moment;
+use crate::pool::job::Needs;
 use crate::pool::line::LaneSet;
 use crate::ring::Ring;
 
@@ -46,6 +50,8 @@ pub(super) struct Lanes {
     slots: Vec<Option<LaneState>>,
     index: HashMap<BackendId, usize>,
     ring: Option<Ring>,
+    /// Which lanes have what is needed; forgotten when lanes come, go or change.
+    pub(super) hints: Mutex<HashMap<Arc<Needs>, LaneSet>>,
 }
 
 impl Lanes {
@@ -139,12 +145,14 @@ impl Lanes {
             calls: 0,
             turned: now,
         });
+        self.hints.get_mut().clear();
         self.draw_ring();
     }
 
     pub(super) fn remove(&mut self, backend: BackendId) -> bool {
         let Some(slot) = self.index.remove(&backend) else { return false };
         self.slots[slot] = None;
+        self.hints.get_mut().clear();
         self.draw_ring();
         true
     }

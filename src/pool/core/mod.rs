@@ -37,6 +37,8 @@ mod silence;
 mod simulation;
 mod stray;
 mod taking;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod verdict;
 mod views;

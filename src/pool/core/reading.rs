@@ -36,8 +36,8 @@ impl Core {
     /// Holds a job against a reading of the backend where it is believed to be.
     fn compare(&mut self, id: JobId, (runs, waits): (bool, bool), asked: Moment) {
         let Some(entry) = self.entries.get(&id).filter(|entry| entry.accepted) else { return };
-        let current = |place: &&Box<Place>| place.is_settled() && place.news < asked;
-        let Some(place) = entry.place.as_ref().filter(current) else { return };
+        let current = |place: &&Place| place.is_settled() && place.news < asked;
+        let Some(place) = entry.place.as_deref().filter(current) else { return };
         match place.life {
             Life::Sent if runs => {
                 self.begin(id);

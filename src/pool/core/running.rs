@@ -56,7 +56,16 @@ impl Core {
         self.seat(id);
         self.tell(id);
         if self.entries.get(&id).is_some_and(|entry| entry.accepted) {
+            self.ask_or_doubt(id, backend);
+        }
+    }
+
+    /// Asks a backend that may have gone since.
+    pub(super) fn ask_or_doubt(&mut self, id: JobId, backend: BackendId) {
+        if self.lanes.is_reachable(backend) {
             self.ask(id);
+        } else {
+            self.doubt(id);
         }
     }
 

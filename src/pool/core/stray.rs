@@ -151,7 +151,9 @@ impl Core {
     /// A backend answers again: its strays are asked for.
     pub(super) fn strays_back(&mut self, backend: BackendId) {
         let ids: Vec<JobId> = self.strays.at(backend).map(|(id, _)| id).collect();
-        ids.into_iter().for_each(|id| self.ask_stray(backend, id));
+        for id in ids {
+            self.ask_stray(backend, id);
+        }
     }
 
     /// The answer to a POST whose job is no longer there.

@@ -46,9 +46,10 @@ impl Core {
         if !entry.accepted {
             return self.accept(id, body);
         }
-        let doubtful = entry.place.as_ref().and_then(|place| place.doubtful);
-        if doubtful.is_some() {
-            self.ask(id);
+        let Some(place) = &entry.place else { return };
+        let unsure = place.doubtful.is_some() || place.life == Life::Ending;
+        if unsure || !self.lanes.is_reachable(place.lane) {
+            self.ask_or_doubt(id, place.lane);
         } else {
             self.pursue_cancel(id);
         }
@@ -138,17 +139,19 @@ impl Core {
     fn settle_in(&mut self, id: JobId) {
         let Some(entry) = self.entries.get(&id) else { return };
         let Some(place) = &entry.place else { return };
-        let (vetting, life) = (place.vetting, place.life);
+        let (lane, vetting, life) = (place.lane, place.vetting, place.life);
         let free = self.lanes.get(place.lane).is_some_and(|lane| self.is_free(lane));
         let stays = free && !entry.cancelled;
         if vetting && stays {
             self.stay(id);
         }
         self.tell(id);
-        match (vetting && !stays, life) {
-            (true, _) => self.take_back(id),
-            (_, Life::Ending) => self.ask(id),
-            _ => self.pursue_cancel(id),
+        if life == Life::Ending || !self.lanes.is_reachable(lane) {
+            self.ask_or_doubt(id, lane);
+        } else if vetting && !stays {
+            self.take_back(id);
+        } else {
+            self.pursue_cancel(id);
         }
     }
 

@@ -68,6 +68,8 @@ pub struct Line {
     items: HashMap<JobId, Item>,
     classes: Vec<Option<Class>>,
     index: HashMap<LaneSet, usize>,
+    /// Counts changes of tags.
+    turn: u64,
 }
 
 impl Line {
@@ -97,9 +99,10 @@ impl Line {
         self.remove(ticket.id);
         let now = self.virtual_time(&lanes, ticket.level);
         let class = self.class_of(lanes);
+        self.turn += 1;
         if let Some(open) = self.classes[class].as_mut() {
             let turns = open.levels.entry(ticket.level).or_insert_with(|| Turns::starting(now));
-            turns.push(ticket.flow, Place::new(ticket.number, ticket.id));
+            turns.push(ticket.flow, Place::new(ticket.number, ticket.id), self.turn);
             self.items.insert(ticket.id, Item { ticket, class });
         }
     }
@@ -118,7 +121,10 @@ impl Line {
     pub fn take(&mut self, id: JobId, lane: usize) -> Option<Ticket> {
         let Item { ticket, class } = self.items.remove(&id)?;
         let place = Place::new(ticket.number, id);
-        let start = self.turns_mut(class, ticket.level)?.take(ticket.flow, place, ticket.cost);
+        self.turn += 1;
+        let turn = self.turn;
+        let turns = self.turns_mut(class, ticket.level)?;
+        let start = turns.take(ticket.flow, place, ticket.cost, turn);
         self.charge_neighbours(class, &ticket);
         for open in self.classes.iter_mut().flatten().filter(|c| c.lanes.contains(lane)) {
             if let Some(turns) = open.levels.get_mut(&ticket.level) {
@@ -134,7 +140,7 @@ impl Line {
         let classes = self.classes.iter().flatten().filter(|class| usable(&class.lanes));
         let heads = classes.filter_map(|class| {
             let (level, turns) = class.levels.last_key_value()?;
-            turns.head().map(|(tag, id)| (std::cmp::Reverse(*level), tag, id))
+            turns.head().map(|(tag, since, id)| (std::cmp::Reverse(*level), tag, since, id))
         });
         heads.min().map(|(.., id)| id)
     }

@@ -8,12 +8,13 @@ use super::turns::{Place, Tag};
 use super::{Level, Line};
 use crate::pool::job::JobId;
 
-/// A caller's next job, its tag, and the caller's rest by its number.
-type Next = Reverse<(Reverse<Level>, Tag, JobId, usize)>;
+/// A caller's next job, its tag and since when it has that, and the caller's rest by its number.
+type Next = Reverse<(Reverse<Level>, Tag, u64, JobId, usize)>;
 
 /// A caller in the merge.
 struct Rest<'a> {
     tag: f64,
+    since: u64,
     level: Level,
     jobs: btree_set::Iter<'a, Place>,
 }
@@ -23,15 +24,18 @@ pub struct Order<'a> {
     line: &'a Line,
     rests: Vec<Rest<'a>>,
     next: BinaryHeap<Next>,
+    turn: u64,
 }
 
 impl Line {
     /// The waiting jobs in the order of their turns; each step costs O(log callers).
     pub fn order(&self) -> Order<'_> {
-        let mut order = Order { line: self, rests: Vec::new(), next: BinaryHeap::new() };
+        let mut order =
+            Order { line: self, rests: Vec::new(), next: BinaryHeap::new(), turn: self.turn };
         for (level, turns) in self.classes.iter().flatten().flat_map(|class| &class.levels) {
             for flow in turns.flows() {
-                order.rests.push(Rest { tag: flow.tag, level: *level, jobs: flow.jobs.iter() });
+                let (tag, since) = (flow.tag, flow.since);
+                order.rests.push(Rest { tag, since, level: *level, jobs: flow.jobs.iter() });
                 order.draw(order.rests.len() - 1);
             }
         }
@@ -43,7 +47,8 @@ impl Order<'_> {
     fn draw(&mut self, at: usize) {
         let rest = &mut self.rests[at];
         if let Some(place) = rest.jobs.next() {
-            self.next.push(Reverse((Reverse(rest.level), Tag::new(rest.tag), place.id, at)));
+            let tag = Tag::new(rest.tag);
+            self.next.push(Reverse((Reverse(rest.level), tag, rest.since, place.id, at)));
         }
     }
 }
@@ -54,6 +59,8 @@ impl Iterator for Order<'_> {
     fn next(&mut self) -> Option<JobId> {
         let Reverse((.., id, at)) = self.next.pop()?;
         self.rests[at].tag += self.line.items.get(&id).map_or(1.0, |item| item.ticket.cost);
+        self.turn += 1;
+        self.rests[at].since = self.turn;
         self.draw(at);
         Some(id)
     }

@@ -3,7 +3,8 @@
 //!
 //! Each caller has a start tag; the least goes next and then moves on by its job's cost. Virtual
 //! time is the start tag of what was dispatched last; who comes new starts there, so that nobody
-//! saves up turns while away. The tag of a caller without jobs is kept only while it is ahead of
+//! saves up turns while away. Among equal tags goes first who has had his for longest, so that
+//! between two turns of a caller that waits each other one has one at most. The tag of a caller without jobs is kept only while it is ahead of
 //! virtual time, and of at most [`MAX_AWAY`] callers.
 
 use std::collections::{BTreeSet, HashMap};
@@ -38,9 +39,10 @@ impl Place {
     }
 }
 
-/// A caller: its next start tag, and its jobs.
+/// A caller: its next start tag, since when it has that (counted in turns), and its jobs.
 pub(super) struct Flow {
     pub(super) tag: f64,
+    pub(super) since: u64,
     pub(super) jobs: BTreeSet<Place>,
 }
 
@@ -54,7 +56,7 @@ impl Flow {
 pub(super) struct Turns {
     time: f64,
     flows: HashMap<ClientKey, Flow>,
-    heads: BTreeSet<(Tag, JobId, ClientKey)>,
+    heads: BTreeSet<(Tag, u64, JobId, ClientKey)>,
     /// Callers without jobs, by their tags.
     away: BTreeSet<(Tag, ClientKey)>,
 }
@@ -73,19 +75,19 @@ impl Turns {
         self.heads.is_empty()
     }
 
-    pub(super) fn head(&self) -> Option<(Tag, JobId)> {
-        self.heads.first().map(|(tag, id, _)| (*tag, *id))
+    pub(super) fn head(&self) -> Option<(Tag, u64, JobId)> {
+        self.heads.first().map(|(tag, since, id, _)| (*tag, *since, *id))
     }
 
     pub(super) fn flows(&self) -> impl Iterator<Item = &Flow> {
         self.flows.values().filter(|flow| !flow.jobs.is_empty())
     }
 
-    pub(super) fn push(&mut self, key: ClientKey, place: Place) {
+    pub(super) fn push(&mut self, key: ClientKey, place: Place, turn: u64) {
         let time = self.time;
         self.change(key, |flow| {
             if flow.jobs.is_empty() {
-                flow.tag = flow.tag.max(time);
+                (flow.tag, flow.since) = (flow.tag.max(time), turn);
             }
             flow.jobs.insert(place);
         });
@@ -98,12 +100,12 @@ impl Turns {
     }
 
     /// Its turn has come; the start tag it had.
-    pub(super) fn take(&mut self, key: ClientKey, place: Place, cost: f64) -> f64 {
+    pub(super) fn take(&mut self, key: ClientKey, place: Place, cost: f64, turn: u64) -> f64 {
         let mut start = self.time;
         self.change(key, |flow| {
             start = flow.tag;
             flow.jobs.remove(&place);
-            flow.tag += cost;
+            (flow.tag, flow.since) = (flow.tag + cost, turn);
         });
         start
     }
@@ -129,15 +131,15 @@ impl Turns {
 
     /// Changes a caller and files it anew.
     fn change(&mut self, key: ClientKey, change: impl FnOnce(&mut Flow)) {
-        let new = || Flow { tag: f64::MIN, jobs: BTreeSet::new() };
+        let new = || Flow { tag: f64::MIN, since: 0, jobs: BTreeSet::new() };
         let flow = self.flows.entry(key).or_insert_with(new);
         match flow.head() {
-            Some(head) => self.heads.remove(&(Tag::new(flow.tag), head, key)),
+            Some(head) => self.heads.remove(&(Tag::new(flow.tag), flow.since, head, key)),
             None => self.away.remove(&(Tag::new(flow.tag), key)),
         };
         change(flow);
         match flow.head() {
-            Some(head) => self.heads.insert((Tag::new(flow.tag), head, key)),
+            Some(head) => self.heads.insert((Tag::new(flow.tag), flow.since, head, key)),
             None => self.away.insert((Tag::new(flow.tag), key)),
         };
         self.advance(self.time);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::{Action, Core, Input, Outcome, Phase};
 use super::server::Server;
+use crate::backend::BackendId;
 use crate::pool::job::JobId;
 
 /// What was done with each job, by the world's own count.
@@ -14,17 +15,15 @@ pub(super) struct Ledger {
     refused: BTreeSet<JobId>,
     /// Jobs of which a copy may be anywhere: their server was given up, or their gateway crashed.
     loose: BTreeSet<JobId>,
-    waiting: BTreeSet<JobId>,
     completed: BTreeSet<JobId>,
     doubtful: BTreeSet<JobId>,
-    began: BTreeSet<JobId>,
     /// POSTs that are not answered.
     posts: BTreeMap<JobId, u32>,
 }
 
 impl Ledger {
     /// The gateway does something.
-    pub(super) fn note(&mut self, now: u64, action: &Action, _core: &Core) {
+    pub(super) fn note(&mut self, now: u64, action: &Action, core: &Core) {
         match action {
             Action::Accept { job, .. } => {
                 assert!(self.accepted.insert(job.id), "{now}: {:?} accepted twice", job.id);
@@ -41,6 +40,8 @@ impl Ledger {
                 panic!("{now}: {:?} is posted after its end", post.job.id);
             }
             Action::Post(post) => {
+                let capacity = core.capacity(post.backend);
+                assert!(post.vetting || capacity, "{now}: {:?} holds too many", post.backend);
                 let out = self.posts.entry(post.job.id).or_default();
                 *out += 1;
                 if *out > 1 {
@@ -54,7 +55,7 @@ impl Ledger {
     }
 
     pub(super) fn answered(&mut self, id: JobId) {
-        self.posts.entry(id).and_modify(|out| *out -= 1);
+        self.posts.entry(id).and_modify(|out| *out = out.saturating_sub(1));
     }
 
     fn moved(&mut self, id: JobId, phase: Phase) {
@@ -69,11 +70,6 @@ impl Ledger {
                 self.doubtful.remove(&id);
             }
         }
-        if phase == Phase::Waiting {
-            self.waiting.insert(id);
-        } else {
-            self.waiting.remove(&id);
-        }
     }
 
     fn end(&mut self, now: u64, id: JobId, outcome: &Outcome) {
@@ -86,15 +82,10 @@ impl Ledger {
         if self.doubtful.contains(&id) {
             self.loose.insert(id);
         }
-        if *outcome == Outcome::Cancelled && !self.loose.contains(&id) && self.waiting.contains(&id)
-        {
-            assert!(!self.began.contains(&id), "{now}: {id:?} waited and had begun");
-        }
     }
 
     /// A server begins to run a job.
     pub(super) fn began(&mut self, now: u64, server: usize, id: JobId, servers: &[Server]) {
-        self.began.insert(id);
         if self.loose.contains(&id) {
             return;
         }
@@ -116,9 +107,8 @@ impl Ledger {
         let open = self.accepted.iter().filter(|id| !self.ended.contains_key(id)).copied();
         let open: Vec<JobId> = open.collect();
         self.loose.extend(open);
+        self.posts.clear();
     }
-
-    pub(super) fn check(&self, _now: u64, _servers: &[Server]) {}
 
     /// When everything is well again.
     pub(super) fn last_check(&self, now: u64, core: &Core) {
@@ -136,7 +126,7 @@ impl Ledger {
 
 impl Core {
     /// What holds between two inputs.
-    pub(super) fn check(&self) {
+    pub(in super::super) fn check(&self) {
         let placed = self.entries.values().filter(|entry| entry.place.is_some()).count();
         assert_eq!(placed + self.line.len(), self.entries.len(), "a job is nowhere");
         let accepted = self.entries.values().filter(|entry| entry.accepted).count();
@@ -147,6 +137,17 @@ impl Core {
             assert_eq!(best, None, "{:?} is free beside a waiting job", lane.lane.backend);
         }
         assert!(self.seats_are_right(), "seats");
+    }
+
+    /// Whether a lane holds no more than it may, what was taken up there aside.
+    fn capacity(&self, backend: BackendId) -> bool {
+        let Some(seat) = self.seats.get(backend) else { return true };
+        let dispatched = |id: &&JobId| {
+            let place = self.entries.get(*id).and_then(|entry| entry.place.as_ref());
+            place.is_some_and(|place| place.token & super::super::entry::VETTING == 0)
+        };
+        let most = 1 + self.options.prefetch as usize;
+        seat.occupants.iter().filter(dispatched).count() <= most
     }
 
     fn seats_are_right(&self) -> bool {

@@ -13,10 +13,10 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use world::{Chaos, World};
+use world::{Bug, Chaos, World};
 
 /// Seeds of a plain test run.
-const SEEDS: std::ops::Range<u64> = 0..300;
+const SEEDS: std::ops::Range<u64> = 0..100;
 
 fn seeds() -> std::ops::Range<u64> {
     let Ok(text) = std::env::var("COMFYGATE_SIM_SEEDS") else { return SEEDS };
@@ -60,4 +60,19 @@ fn servers_that_die_hang_and_forget_lose_and_double_nothing() {
 #[test]
 fn gateways_that_crash_lose_and_double_nothing() {
     run(Chaos::all());
+}
+
+#[test]
+fn a_gateway_that_forgets_to_reconcile_is_found() {
+    assert!(is_found(Chaos::servers().with(Bug::ForgetReconcile)));
+}
+
+#[test]
+fn a_gateway_that_dispatches_twice_is_found() {
+    assert!(is_found(Chaos::none().with(Bug::DoubleDispatch)));
+}
+
+#[test]
+fn a_gateway_that_takes_unknown_for_not_sent_is_found() {
+    assert!(is_found(Chaos::servers().with(Bug::UnknownIsNotSent)));
 }

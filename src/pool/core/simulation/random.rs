@@ -1,4 +1,4 @@
-//! SplitMix64 (G. Steele, D. Lea, C. Flood, 2014): small, and the same everywhere.
+//! `SplitMix64` (G. Steele, D. Lea, C. Flood, 2014): small, and the same everywhere.
 
 pub(super) struct Random(pub(super) u64);
 

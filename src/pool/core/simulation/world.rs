@@ -127,6 +127,8 @@ pub(super) struct World {
     era: u64,
     jobs: u64,
     calm: bool,
+    /// `COMFYGATE_SIM_TRACE` is set: everything is shown.
+    trace: bool,
     /// When the gateway looks at the time next.
     tick: u64,
     /// The earliest time an event of a server may arrive: they come in order.
@@ -134,7 +136,7 @@ pub(super) struct World {
 }
 
 /// How long misfortune lasts, and how long the world may take to recover, in milliseconds.
-const STORM: u64 = 90_000;
+const STORM: u64 = 45_000;
 const RECOVERY: u64 = 900_000;
 
 fn backend(server: usize) -> BackendId {
@@ -168,6 +170,7 @@ impl World {
             era: 0,
             jobs: 0,
             calm: false,
+            trace: std::env::var_os("COMFYGATE_SIM_TRACE").is_some(),
             tick: 0,
             wire: vec![0; count],
         };
@@ -194,7 +197,6 @@ impl World {
             self.now = self.now.max(at);
             self.happen(event);
             self.core.check();
-            self.ledger.check(self.now, &self.servers);
         }
         self.ledger.last_check(self.now, &self.core);
     }
@@ -243,7 +245,7 @@ impl World {
 
     /// The gateway hears something and acts.
     fn feed(&mut self, input: Input) {
-        if std::env::var_os("COMFYGATE_SIM_TRACE").is_some() {
+        if self.trace {
             eprintln!("{} < {}", self.now, super::checks::brief(&input));
         }
         if let Input::Verdict { job, .. } = &input {
@@ -256,7 +258,7 @@ impl World {
 
     fn act(&mut self, actions: Vec<Action>) {
         for action in actions {
-            if std::env::var_os("COMFYGATE_SIM_TRACE").is_some() {
+            if self.trace {
                 eprintln!("{}   > {}", self.now, super::checks::brief_action(&action));
             }
             self.journal.write(&action);
@@ -342,7 +344,7 @@ impl World {
             Request::Interrupt(job) => {
                 let heeds = answers && !self.servers[server].hung && !lost;
                 if heeds && self.servers[server].runs(job) {
-                    self.finish(server, Outcome::Cancelled);
+                    self.finish(server, &Outcome::Cancelled);
                 }
             }
         }
@@ -398,12 +400,12 @@ impl World {
         }
         let fails = state.running.as_ref().is_some_and(|prompt| prompt.fails);
         let error = "out of memory".to_owned();
-        self.finish(server, if fails { Outcome::Failed { error } } else { Outcome::Completed });
+        self.finish(server, &if fails { Outcome::Failed { error } } else { Outcome::Completed });
     }
 
-    fn finish(&mut self, server: usize, outcome: Outcome) {
+    fn finish(&mut self, server: usize, outcome: &Outcome) {
         if let Some(job) = self.servers[server].finish(outcome.clone()) {
-            self.ledger.finished(job, &outcome);
+            self.ledger.finished(job, outcome);
             self.event(server, Input::Finished { backend: backend(server), job });
         }
         self.servers[server].run += 1;
