@@ -7,7 +7,6 @@
 //! Locks: the registry's comes before a session's, neither is held across an await, and a session
 //! that was removed is marked, so that nobody who still holds it adds to it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -17,13 +16,14 @@ use serde_json::Value;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::session::{Attach, Next, Session};
+use super::registry::{Live, Registry, Slot, State};
+use super::seat::Seat;
+use super::session::{Attach, Session};
 use super::socket::{ClientInfo, MAX_SID};
 use super::status::{Board, Reader};
 use super::words;
 use crate::clock::Moment;
 use crate::config::ClientEvents;
-use crate::identity::ClientKey;
 use crate::pool::frame::{Delivery, Frame};
 use crate::pool::job::{JobId, Owner};
 
@@ -32,39 +32,9 @@ pub const AWAY: usize = 10_000;
 /// What they may cost together.
 pub const AWAY_BYTES: usize = 256 << 20;
 
-/// A session and who serves it.
-struct Slot {
-    sid: Arc<str>,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    session: Session,
-    /// The socket that hears events now.
-    live: Option<Live>,
-    /// When it lost its socket, as a place in the registry's order.
-    away: Option<u64>,
-    /// What of its cost is counted among those that are away.
-    counted: usize,
-    /// No longer in the registry.
-    removed: bool,
-}
-
-struct Live {
-    number: u64,
-    key: ClientKey,
-    wake: Arc<Notify>,
-}
-
-#[derive(Default)]
-struct Registry {
-    slots: HashMap<Arc<str>, Arc<Slot>>,
-    callers: HashMap<ClientKey, HashSet<Arc<str>>>,
-    away: BTreeMap<u64, Arc<str>>,
-    /// Counts sockets and leavings.
-    counter: u64,
-}
+/// When they cost too much, those go first that cost as much as this, so that one client's images
+/// do not push out what thousands of others may come back for.
+const WEIGHTY: usize = 64 << 10;
 
 /// All clients' sessions.
 pub struct Hub {
@@ -78,7 +48,9 @@ pub struct Hub {
 
 impl fmt::Debug for Hub {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hub").field("sessions", &self.registry.lock().slots.len()).finish()
+        f.debug_struct("Hub")
+            .field("sessions", &self.registry.lock().slots.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -274,9 +246,14 @@ impl Hub {
     }
 
     fn evict(&self, registry: &mut Registry) {
-        while registry.away.len() > AWAY || self.away_bytes.load(Relaxed) > AWAY_BYTES {
-            let oldest = registry.away.first_key_value().map(|(_, sid)| Arc::clone(sid));
-            let slot = oldest.and_then(|sid| registry.slots.get(&sid).cloned());
+        loop {
+            let slot = if self.away_bytes.load(Relaxed) > AWAY_BYTES {
+                registry.oldest_that(|state| state.counted >= WEIGHTY).or_else(|| registry.oldest())
+            } else if registry.away.len() > AWAY {
+                registry.oldest()
+            } else {
+                None
+            };
             let Some(slot) = slot else { return };
             self.remove(registry, &slot, &mut slot.state.lock());
         }
@@ -316,10 +293,18 @@ impl Hub {
         registry.callers.entry(client.key).or_default().insert(Arc::clone(sid));
         self.count(&mut state);
         drop(state);
-        (Seat { hub: Arc::clone(self), slot, number, wake, is_over: false }, reader)
+        (Seat::new(self, slot, number, wake), reader)
     }
 
-    fn detach(&self, slot: &Arc<Slot>, number: u64, abnormal: bool) {
+    pub(super) fn board(&self) -> &Board {
+        &self.board
+    }
+
+    pub(super) fn features(&self) -> Value {
+        (self.features)()
+    }
+
+    pub(super) fn detach(&self, slot: &Arc<Slot>, number: u64, abnormal: bool) {
         let mut registry = self.registry.lock();
         let mut state = slot.state.lock();
         let Some(live) = state.live.take_if(|live| live.number == number) else { return };
@@ -334,119 +319,5 @@ impl Hub {
         self.evict(&mut registry);
         drop(registry);
         self.sweep();
-    }
-}
-
-impl Registry {
-    /// A session without a socket.
-    fn enter_away(&mut self, sid: &Arc<str>) -> Arc<Slot> {
-        if let Some(slot) = self.slots.get(sid) {
-            return Arc::clone(slot);
-        }
-        let slot = Arc::new(Slot { sid: Arc::clone(sid), state: Mutex::default() });
-        self.leave(&slot, &mut slot.state.lock());
-        self.slots.insert(Arc::clone(sid), Arc::clone(&slot));
-        slot
-    }
-
-    /// Puts a session behind all others that are away.
-    fn leave(&mut self, slot: &Slot, state: &mut State) {
-        if let Some(order) = state.away {
-            self.away.remove(&order);
-        }
-        self.counter += 1;
-        state.away = Some(self.counter);
-        self.away.insert(self.counter, Arc::clone(&slot.sid));
-    }
-
-    fn forget_caller(&mut self, key: ClientKey, sid: &Arc<str>) {
-        if let Some(sids) = self.callers.get_mut(&key) {
-            sids.remove(sid);
-            if sids.is_empty() {
-                self.callers.remove(&key);
-            }
-        }
-    }
-}
-
-/// What a socket is to write.
-pub(super) enum Turn {
-    /// This.
-    Frame(Frame),
-    /// Nothing for now.
-    Wait,
-    /// Another socket hears the events.
-    Replaced,
-    /// End.
-    Cut,
-}
-
-/// A socket's place at its session. Dropped, it counts as a broken connection.
-pub(super) struct Seat {
-    hub: Arc<Hub>,
-    slot: Arc<Slot>,
-    number: u64,
-    wake: Arc<Notify>,
-    is_over: bool,
-}
-
-impl Seat {
-    pub(super) fn hub(&self) -> &Arc<Hub> {
-        &self.hub
-    }
-
-    /// Does something with the session, if this socket is still the one that hears it.
-    pub(super) fn session<T>(&self, ask: impl FnOnce(&mut Session) -> T) -> Option<T> {
-        let mut state = self.slot.state.lock();
-        let mine = state.live.as_ref().is_some_and(|live| live.number == self.number);
-        mine.then(|| ask(&mut state.session))
-    }
-
-    pub(super) fn board(&self) -> &Board {
-        &self.hub.board
-    }
-
-    /// What to write next of what the gateway itself says.
-    pub(super) fn own_word(&self) -> Option<Frame> {
-        self.session(Session::next_own_word).flatten()
-    }
-
-    /// What to write next.
-    pub(super) fn turn(&self) -> Turn {
-        let now = self.hub.now();
-        match self.session(|session| session.next(now)) {
-            Some(Next::Frame(frame)) => Turn::Frame(frame),
-            Some(Next::Wait) => Turn::Wait,
-            Some(Next::Cut) => Turn::Cut,
-            None => Turn::Replaced,
-        }
-    }
-
-    /// Takes a client's text; true when no further one counts.
-    pub(super) fn hear(&self, line: &str) -> bool {
-        let first = words::first(line);
-        let answer = || words::features(&(self.hub.features)());
-        let heard = self.session(|session| session.heard(first, answer)).unwrap_or(true);
-        self.wake.notify_one();
-        heard
-    }
-
-    /// Resolves when there may be something to write.
-    pub(super) async fn woken(&self) {
-        self.wake.notified().await;
-    }
-
-    /// The socket has ended; `abnormal`: without a close frame from the client.
-    pub(super) fn leave(&mut self, abnormal: bool) {
-        if !self.is_over {
-            self.is_over = true;
-            self.hub.detach(&self.slot, self.number, abnormal);
-        }
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.leave(true);
     }
 }

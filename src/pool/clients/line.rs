@@ -5,7 +5,8 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::queue::{Entry, Queue, Thin};
+use super::entry::Entry;
+use super::queue::{Queue, Thin};
 use crate::pool::frame::{Delivery, Frame, Meaning};
 use crate::pool::job::JobId;
 
@@ -120,7 +121,7 @@ impl Line {
             out.push(entry);
         } else {
             track.held.push(entry);
-            track.held.thin_above(HELD_FLOOR, Thin::Progress);
+            track.held.thin_above(HELD_FLOOR, Thin::Progress, 0);
         }
         if meaning == Meaning::End {
             self.end(job, out);
@@ -212,7 +213,9 @@ impl Line {
             let start = track.start.clone();
             let start = start.map(|frame| Entry::own(track.job, 0, Meaning::Start, frame));
             let entries: Vec<_> = start.into_iter().chain(track.state()).collect();
-            entries.into_iter().for_each(|entry| track.held.push(entry));
+            for entry in entries {
+                track.held.push(entry);
+            }
         }
     }
 

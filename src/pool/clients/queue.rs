@@ -11,77 +11,12 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use crate::pool::frame::{Frame, Meaning};
+use super::entry::Entry;
+use crate::pool::frame::Meaning;
 use crate::pool::job::JobId;
-
-/// What a waiting frame costs beside its bytes.
-const OVERHEAD: usize = 128;
-/// Metadata of a preview in which its image type is looked for.
-const METADATA: usize = 64 << 10;
 
 /// Places that an empty queue keeps.
 const MIN_CAPACITY: usize = 8;
-
-/// A frame that waits.
-#[derive(Debug, Clone)]
-pub(super) struct Entry {
-    /// Its job; none for what belongs to the `clientId` alone.
-    pub(super) job: Option<JobId>,
-    /// How many `executing` its job had.
-    pub(super) epoch: u32,
-    /// What it is.
-    pub(super) meaning: Meaning,
-    /// It is of a job of this `clientId`, and so is kept for it when the connection breaks.
-    pub(super) own: bool,
-    /// A preview that is likely a result.
-    pub(super) result: bool,
-    /// The message.
-    pub(super) frame: Frame,
-}
-
-impl Entry {
-    /// A frame of a job of the session's own.
-    pub(super) fn own(job: JobId, epoch: u32, meaning: Meaning, frame: Frame) -> Self {
-        let result = meaning == Meaning::Preview && is_result(&frame);
-        Self { job: Some(job), epoch, meaning, own: true, result, frame }
-    }
-
-    /// A frame that is not kept when the connection breaks.
-    pub(super) fn passing(job: Option<JobId>, meaning: Meaning, frame: Frame) -> Self {
-        let result = meaning == Meaning::Preview && is_result(&frame);
-        Self { job, epoch: 0, meaning, own: false, result, frame }
-    }
-
-    /// What it counts against the bounds.
-    pub(super) fn cost(&self) -> usize {
-        self.frame.bytes.len() + OVERHEAD
-    }
-
-    /// Only tells a state, which the next of its kind tells anew.
-    pub(super) fn is_passing_state(&self) -> bool {
-        matches!(self.meaning, Meaning::Progress | Meaning::ProgressState)
-            || (self.meaning == Meaning::Preview && !self.result)
-    }
-}
-
-/// Whether a preview is a PNG, as nodes send results; samplers draw in JPEG.
-fn is_result(frame: &Frame) -> bool {
-    let word = |at: usize| {
-        let bytes = frame.bytes.get(at..at + 4)?;
-        Some(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
-    };
-    match word(0) {
-        Some(1) => word(4) == Some(2),
-        Some(4) => {
-            let length = word(4).map_or(0, |length| length as usize).min(METADATA);
-            let metadata = frame.bytes.get(8..).unwrap_or_default();
-            let metadata = &metadata[..length.min(metadata.len())];
-            let png = b"image/png";
-            metadata.windows(png.len()).any(|window| window == png)
-        }
-        _ => false,
-    }
-}
 
 /// How much may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,10 +68,14 @@ impl Queue {
         *self = Self::default();
     }
 
-    /// Moves all of `other` behind what is here.
+    /// Moves all of `other` behind what is here. That it comes at once is not the reader's fault:
+    /// only when it has doubled is it thinned.
     pub(super) fn append(&mut self, mut other: Self) {
-        self.cost += other.cost;
-        self.entries.append(&mut other.entries);
+        if other.cost > 0 {
+            self.cost += other.cost;
+            self.entries.append(&mut other.entries);
+            self.threshold = self.threshold.max(2 * self.cost);
+        }
     }
 
     /// Keeps only what `keep` says, asked in order.
@@ -152,9 +91,9 @@ impl Queue {
     }
 
     /// Thins when it costs more than `floor` and twice of what the last time left.
-    pub(super) fn thin_above(&mut self, floor: usize, thin: Thin) {
+    pub(super) fn thin_above(&mut self, floor: usize, thin: Thin, target: usize) {
         if self.cost > self.threshold.max(floor) {
-            self.thin(thin, floor);
+            self.thin(thin, target);
             self.threshold = 2 * self.cost;
         }
     }
@@ -167,14 +106,14 @@ impl Queue {
         }
     }
 
-    /// Drops superseded progress, and superseded previews, oldest first, until it costs no more than
-    /// `target`.
+    /// Drops superseded progress, and superseded previews, oldest first, until it costs no more
+    /// than `target`.
     pub(super) fn thin(&mut self, thin: Thin, target: usize) {
         let superseded = self.superseded();
         self.drop_marked(&superseded, |entry| entry.meaning != Meaning::Preview, 0);
         if thin >= Thin::Previews && self.cost > target {
             let superseded = self.superseded();
-            self.drop_marked(&superseded, |entry| entry.is_passing_state(), target);
+            self.drop_marked(&superseded, Entry::is_passing_state, target);
         }
         if thin >= Thin::Results && self.cost > target {
             let superseded = self.superseded();
@@ -224,7 +163,10 @@ impl Queue {
                     return runs && latest.insert((entry.job, entry.meaning));
                 }
                 match entry.meaning {
-                    Meaning::Preview => leads.insert((entry.job, entry.epoch)) || true,
+                    Meaning::Preview => {
+                        leads.insert((entry.job, entry.epoch));
+                        true
+                    }
                     Meaning::Executing => {
                         let is_latest = latest.insert((entry.job, entry.meaning));
                         (runs && is_latest) || leads.contains(&(entry.job, entry.epoch))

@@ -2,8 +2,8 @@
 //!
 //! A session is fed with the frames of its jobs and asked by its socket for the next one. Three
 //! things can be the case:
-//! - **It has a socket.** Frames wait in order. Beyond [`SOFT`] superseded progress and previews go;
-//!   a reader that takes nothing for [`STANDSTILL`] while more than [`PRESSURE`] waits is cut, and
+//! - **It has a socket.** Frames wait in order. Beyond [`SOFT`] superseded progress goes,
+//!   beyond [`LAG`] superseded previews; a reader that takes nothing for [`STANDSTILL`] while more than [`PRESSURE`] waits is cut, and
 //!   at [`OVERFLOW`] at once.
 //! - **It is kept**, for [`KEPT_FOR`] after a connection broke: nobody said goodbye, so the client
 //!   will be back. It then gets the frames that it missed: events and results all, of running jobs
@@ -12,21 +12,26 @@
 //! - **It is gone**, closed by the client or never there: frames are dropped, as `ComfyUI` drops
 //!   them. Only where its running jobs are is noted, for a new socket is told so.
 //!
-//! With [`serial`](super::line) showing, the jobs come one after another, as from one server.
+//! Shown serially, the jobs come one after another, as from one server.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::entry::Entry;
 use super::line::Line;
-use super::queue::{Entry, Queue, Thin};
+use super::queue::{Queue, Thin};
+use super::unconfirmed::Unconfirmed;
 use super::words::{self, First};
 use crate::clock::Moment;
 use crate::config::ClientEvents;
 use crate::pool::frame::{Delivery, Frame, Meaning};
 use crate::pool::job::JobId;
 
-/// From here on what waits for a socket is thinned. A reader that keeps up never has so much.
+/// From here on superseded progress that waits for a socket goes. A reader that keeps up never has
+/// so much.
 pub const SOFT: usize = 256 << 10;
+/// From here on superseded previews go too, which may be results: more than a node sends at once.
+pub const LAG: usize = 8 << 20;
 /// A reader that stands still with more than this behind it is cut: what `ComfyUI`'s largest usual
 /// frames, full images, add up to in a few prompts.
 pub const PRESSURE: usize = 16 << 20;
@@ -40,8 +45,6 @@ pub const OVERFLOW: usize = 128 << 20;
 pub const KEPT_FOR: Duration = Duration::from_mins(10);
 /// What is kept for it meanwhile; the jobs that ended first go first.
 pub const KEPT_BYTES: usize = 32 << 20;
-/// Frames written and not confirmed that are remembered.
-const UNCONFIRMED: usize = 16 << 20;
 /// A session without a socket that hears nothing of its running prompts for so long is forgotten.
 const SILENT_FOR: Duration = Duration::from_hours(1);
 /// How long after its connection a socket that has not said its flags has those of the last one.
@@ -92,14 +95,6 @@ struct Flags {
     confirmed: bool,
 }
 
-/// A frame that was written and not confirmed yet.
-#[derive(Debug)]
-struct Written {
-    number: u64,
-    at: Moment,
-    entry: Entry,
-}
-
 /// One `clientId`.
 #[derive(Debug)]
 pub struct Session {
@@ -111,10 +106,7 @@ pub struct Session {
     own_words: VecDeque<Frame>,
     line: Line,
     out: Queue,
-    /// How many frames of jobs were handed out.
-    written: u64,
-    unconfirmed: VecDeque<Written>,
-    unconfirmed_cost: usize,
+    unconfirmed: Unconfirmed,
     /// When a job of its last told something.
     touched: Moment,
     /// Since when more than [`PRESSURE`] waits and nothing was taken.
@@ -134,9 +126,7 @@ impl Default for Session {
             own_words: VecDeque::new(),
             line: Line::default(),
             out: Queue::default(),
-            written: 0,
-            unconfirmed: VecDeque::new(),
-            unconfirmed_cost: 0,
+            unconfirmed: Unconfirmed::default(),
             touched: Moment(0),
             standing: None,
             previews: PREVIEWS,
@@ -147,7 +137,7 @@ impl Default for Session {
 
 impl Session {
     /// Nothing of it matters any more: no client comes back for it, no prompt of its runs, or has
-    /// told anything for [`SILENT_FOR`].
+    /// told anything for an hour.
     pub fn is_useless(&self, now: Moment) -> bool {
         let Presence::Gone(since) = self.presence else { return false };
         let remembers = self.flags.announced && now.since(since) < KEPT_FOR;
@@ -239,20 +229,13 @@ impl Session {
         self.presence = Presence::Gone(since);
         self.out.clear();
         self.line.forget();
-        self.unconfirmed = VecDeque::new();
-        self.unconfirmed_cost = 0;
+        self.unconfirmed.clear();
         self.previews = PREVIEWS;
     }
 
     /// Puts what may have been lost on the way before what waits.
     fn take_back(&mut self, now: Moment) {
-        let mut again = Queue::default();
-        for written in std::mem::take(&mut self.unconfirmed) {
-            if now.since(written.at) < KEPT_FOR {
-                again.push(written.entry);
-            }
-        }
-        self.unconfirmed_cost = 0;
+        let mut again = self.unconfirmed.take(now);
         let mut waiting = std::mem::take(&mut self.out);
         waiting.retain(|entry| entry.own);
         again.append(waiting);
@@ -342,7 +325,7 @@ impl Session {
         let Some(entry) = self.out.pop() else { return Next::Wait };
         self.standing = (self.out.cost() > PRESSURE).then_some(now);
         let frame = entry.frame.clone();
-        self.remember(entry, now);
+        self.unconfirmed.add(entry, now);
         Next::Frame(frame)
     }
 
@@ -359,46 +342,19 @@ impl Session {
         }
     }
 
-    fn remember(&mut self, entry: Entry, now: Moment) {
-        self.written += 1;
-        if !entry.own || entry.is_passing_state() {
-            return;
-        }
-        self.unconfirmed_cost += entry.cost();
-        self.unconfirmed.push_back(Written { number: self.written, at: now, entry });
-        while self.unconfirmed_cost > UNCONFIRMED {
-            self.confirm_oldest();
-        }
-    }
-
-    fn confirm_oldest(&mut self) {
-        if let Some(written) = self.unconfirmed.pop_front() {
-            self.unconfirmed_cost -= written.entry.cost();
-        }
-        if self.unconfirmed.is_empty() {
-            self.unconfirmed = VecDeque::new();
-        }
-    }
-
-    /// The number that a ping carries: an answer to it confirms what was written before. None when
-    /// there is nothing to be confirmed.
+    /// The number that a ping is to carry; none when there is nothing to be confirmed.
     pub fn to_confirm(&mut self, now: Moment) -> Option<u64> {
-        while self.unconfirmed.front().is_some_and(|written| now.since(written.at) >= KEPT_FOR) {
-            self.confirm_oldest();
-        }
-        self.unconfirmed.back().map(|written| written.number)
+        self.unconfirmed.newest(now)
     }
 
     /// The client has answered the ping that carried `number`.
     pub fn confirmed(&mut self, number: u64) {
-        while self.unconfirmed.front().is_some_and(|written| written.number <= number) {
-            self.confirm_oldest();
-        }
+        self.unconfirmed.confirm(number);
     }
 
     /// What it costs to keep.
     pub fn cost(&self) -> usize {
-        self.out.cost() + self.line.cost() + self.unconfirmed_cost
+        self.out.cost() + self.line.cost() + self.unconfirmed.cost()
     }
 
     /// Brings what has grown back into its bounds.
@@ -414,7 +370,9 @@ impl Session {
     }
 
     fn settle_live(&mut self, now: Moment) {
-        self.out.thin_above(SOFT, Thin::Previews);
+        let lags = self.out.cost() > LAG;
+        let thin = if lags { Thin::Previews } else { Thin::Progress };
+        self.out.thin_above(SOFT, thin, LAG);
         let mut waiting = self.out.cost() + self.line.held();
         if waiting > self.previews {
             self.line.thin_held(PREVIEWS.saturating_sub(self.out.cost()));

@@ -3,46 +3,39 @@
 //! The caller reads the handshake, writes [`response_head`] and hands the stream to [`serve`]. The
 //! socket reads and writes at its own pace; whoever delivers to it only adds to its session.
 //!
-//! - Messages of more than [`FRAGMENT`] bytes leave in fragments: so a socket's buffer stays small,
+//! - Messages of more than [`FRAGMENT`](super::writer::FRAGMENT) bytes leave in fragments: so a socket's buffer stays small,
 //!   a ping passes between them, and a slow reader costs no more than a fast one.
-//! - A ping leaves every [`PING_EVERY`], so that middleboxes stay awake, and soon after frames that
+//! - A ping leaves every [`PING_EVERY`](super::writer::PING_EVERY), so that middleboxes stay awake, and soon after frames that
 //!   matter, for its answer confirms them.
 //! - A page whose answers are missing for [`PAGE_SILENT`] is gone: browsers answer by themselves,
 //!   whatever the page does. Programs answer only while they read, and many read only while they
 //!   wait for a prompt; `ComfyUI` has no heartbeat, so they have [`PROGRAM_SILENT`], and TCP finds
 //!   out sooner when their host is gone.
 
-use std::future::{Future, pending};
+use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::stream::SplitStream;
 use futures_util::{SinkExt, StreamExt};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
-use tokio_tungstenite::tungstenite::protocol::frame::{CloseFrame, Frame as WireFrame};
+use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
-use super::hub::{Hub, Seat, Turn};
-use super::status::Reader;
-use crate::clock::Moment;
+use super::hub::Hub;
+use super::writer::{Link, Sink, Writer};
 use crate::identity::ClientKey;
-use crate::pool::frame::Frame;
-use crate::relay::StopReason;
 use crate::relay::handshake::{accept_key, write_response_head};
+use crate::relay::{EndCause, StopReason};
 
 /// The longest `clientId`; a handshake with a longer one is for the caller to refuse.
 pub const MAX_SID: usize = 256;
-/// Messages leave in pieces of this size.
-pub const FRAGMENT: usize = 32 << 10;
-/// A ping leaves at least this often.
-pub const PING_EVERY: Duration = Duration::from_secs(25);
 /// A page that says nothing for so long, not even a pong, is gone.
 pub const PAGE_SILENT: Duration = Duration::from_secs(75);
 /// The same for clients that are no page.
@@ -52,12 +45,6 @@ pub const PROGRAM_SILENT: Duration = Duration::from_hours(1);
 const MAX_INBOUND: usize = 4 << 20;
 /// Clients send a few flags and pongs; thousands of sockets have such a buffer.
 const READ_BUFFER: usize = 2 << 10;
-/// Frames that matter are to be confirmed after this.
-const CONFIRM_AFTER: Duration = Duration::from_secs(1);
-/// How often a writer that waits for its reader looks whether to go on waiting.
-const LOOK: Duration = Duration::from_secs(1);
-/// How long the reading half has to find a Close when writing has failed.
-const LAST_WORD: Duration = Duration::from_millis(100);
 /// How long the last words to a client, or its answer to them, may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -100,7 +87,7 @@ impl Ended {
             Self::Silent => "client_silent",
             Self::Standing => "client_not_reading",
             Self::Refused(_) => "malformed_frame",
-            Self::Stopped(_) => "gateway_shutdown",
+            Self::Stopped(reason) => EndCause::Stopped(reason).label(),
         }
     }
 }
@@ -158,7 +145,7 @@ where
     let sid: Arc<str> = sid.into();
     let (seat, statuses) = hub.attach(&sid, &client);
     let silent = if client.has_origin { PAGE_SILENT } else { PROGRAM_SILENT };
-    let mut link = Link { heard: AtomicU64::new(seat.hub().now().0), silent, seat };
+    let mut link = Link::new(seat, silent);
     let mut writer = Writer::new(&link, statuses);
     let ended = tokio::select! {
         ended = writer.run(&mut sink) => ended,
@@ -166,38 +153,24 @@ where
         reason = stop => Ended::Stopped(reason),
     };
     let (messages, bytes) = (writer.messages, writer.bytes);
-    link.seat.leave(!matches!(ended, Ended::ByClient(_)));
+    link.leave(!matches!(ended, Ended::ByClient(_)));
     let _ = timeout(FAREWELL, farewell(&mut sink, &mut stream, ended)).await;
+    if let Ok(socket) = sink.reunite(stream) {
+        let _ = timeout(FAREWELL, socket.into_inner().shutdown()).await;
+    }
     SocketEnd { sid, ended, messages, bytes }
 }
 
-/// What the reading and the writing half share.
-struct Link {
-    seat: Seat,
-    /// When the client was last heard of.
-    heard: AtomicU64,
-    /// How long it may be silent.
-    silent: Duration,
-}
-
 impl Link {
-    fn now(&self) -> Moment {
-        self.seat.hub().now()
-    }
-
-    fn is_silent(&self) -> bool {
-        self.now().since(Moment(self.heard.load(Relaxed))) >= self.silent
-    }
-
     async fn read<S>(&self, stream: &mut SplitStream<WebSocketStream<S>>) -> Ended
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let mut listens = true;
         while let Some(message) = stream.next().await {
-            self.heard.store(self.now().0, Relaxed);
+            self.heard();
             match message {
-                Ok(Message::Text(line)) if listens => listens = !self.seat.hear(&line),
+                Ok(Message::Text(line)) if listens => listens = !self.seat().hear(&line),
                 Ok(Message::Pong(number)) => self.confirmed(&number),
                 Ok(Message::Close(close)) => {
                     return Ended::ByClient(close.map_or(1005, |close| close.code.into()));
@@ -207,12 +180,6 @@ impl Link {
             }
         }
         Ended::Gone
-    }
-
-    fn confirmed(&self, number: &[u8]) {
-        if let Ok(number) = number.try_into() {
-            self.seat.session(|session| session.confirmed(u64::from_be_bytes(number)));
-        }
     }
 }
 
@@ -225,183 +192,6 @@ fn refusal(error: &Error) -> Option<u16> {
         Error::Protocol(_) => Some(1002),
         _ => None,
     }
-}
-
-type Sink<S> = SplitSink<WebSocketStream<S>, Message>;
-
-/// The writing half.
-struct Writer<'a> {
-    link: &'a Link,
-    statuses: Reader,
-    pinged: Instant,
-    /// The number that the last ping carried.
-    asked: u64,
-    /// Another socket hears the events.
-    is_replaced: bool,
-    messages: u64,
-    bytes: u64,
-}
-
-/// What a writer does next.
-enum Step {
-    Write(Frame),
-    Ping,
-    Wait,
-    End(Ended),
-}
-
-impl<'a> Writer<'a> {
-    fn new(link: &'a Link, statuses: Reader) -> Self {
-        let pinged = Instant::now();
-        Self { link, statuses, pinged, asked: 0, is_replaced: false, messages: 0, bytes: 0 }
-    }
-
-    async fn run<S>(&mut self, sink: &mut Sink<S>) -> Ended
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        loop {
-            let written = match self.step() {
-                Step::Write(frame) => self.write(sink, frame).await,
-                Step::Ping => {
-                    let ping = self.ping();
-                    self.send(sink, ping).await
-                }
-                Step::Wait => {
-                    self.wait().await;
-                    Ok(())
-                }
-                Step::End(ended) => Err(ended),
-            };
-            if let Err(ended) = written {
-                return ended;
-            }
-        }
-    }
-
-    fn step(&mut self) -> Step {
-        if self.link.is_silent() {
-            return Step::End(Ended::Silent);
-        }
-        if Instant::now() >= self.ping_at() {
-            return Step::Ping;
-        }
-        if self.is_replaced {
-            return Step::Wait;
-        }
-        // The greeting comes before any other `status`.
-        let own_word = self.link.seat.own_word();
-        let status = || self.statuses.next(self.link.seat.board(), self.link.now());
-        if let Some(frame) = own_word.or_else(status) {
-            return Step::Write(frame);
-        }
-        match self.link.seat.turn() {
-            Turn::Frame(frame) => Step::Write(frame),
-            Turn::Wait => Step::Wait,
-            Turn::Cut => Step::End(Ended::Standing),
-            Turn::Replaced => {
-                self.is_replaced = true;
-                Step::Wait
-            }
-        }
-    }
-
-    /// The number that the next ping is to carry, if something is to be confirmed.
-    fn to_confirm(&self) -> Option<u64> {
-        let now = self.link.now();
-        let number = self.link.seat.session(|session| session.to_confirm(now)).flatten();
-        number.filter(|number| *number > self.asked)
-    }
-
-    fn ping_at(&self) -> Instant {
-        let after = if self.to_confirm().is_some() { CONFIRM_AFTER } else { PING_EVERY };
-        self.pinged + after
-    }
-
-    fn ping(&mut self) -> Message {
-        self.pinged = Instant::now();
-        self.asked = self.to_confirm().unwrap_or(self.asked);
-        Message::Ping(Bytes::copy_from_slice(&self.asked.to_be_bytes()))
-    }
-
-    async fn wait(&mut self) {
-        let ping_at = self.ping_at();
-        let held_back = self.statuses.held_back(self.link.now());
-        if self.is_replaced {
-            return sleep_until(ping_at).await;
-        }
-        tokio::select! {
-            () = self.link.seat.woken() => {}
-            () = self.statuses.changed() => {}
-            () = sleep(held_back.unwrap_or_default()), if held_back.is_some() => {}
-            () = sleep_until(ping_at) => {}
-        }
-    }
-
-    async fn write<S>(&mut self, sink: &mut Sink<S>, frame: Frame) -> Result<(), Ended>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        self.messages += 1;
-        self.bytes += frame.bytes.len() as u64;
-        for message in fragments(frame) {
-            self.send(sink, message).await?;
-            let now = self.link.now();
-            self.link.seat.session(|session| session.taken(now));
-        }
-        Ok(())
-    }
-
-    /// Sends one message, while looking whether the reader should be given up.
-    async fn send<S>(&self, sink: &mut Sink<S>, message: Message) -> Result<(), Ended>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
-        let watch = async {
-            loop {
-                sleep(LOOK).await;
-                let now = self.link.now();
-                if self.link.seat.session(|session| session.must_cut(now)) == Some(true) {
-                    return Ended::Standing;
-                }
-                if self.link.is_silent() {
-                    return Ended::Silent;
-                }
-            }
-        };
-        tokio::select! {
-            biased;
-            sent = sink.send(message) => match sent {
-                Ok(()) => Ok(()),
-                // The client has closed; the reading half says so.
-                Err(Error::ConnectionClosed | Error::AlreadyClosed | Error::Protocol(_)) => {
-                    pending().await
-                }
-                Err(_) => {
-                    // Its Close may still lie unread before the end of the connection.
-                    sleep(LAST_WORD).await;
-                    Err(Ended::Gone)
-                }
-            },
-            ended = watch => Err(ended),
-        }
-    }
-}
-
-/// A frame as messages for the wire.
-fn fragments(frame: Frame) -> impl Iterator<Item = Message> {
-    let Frame { binary, mut bytes } = frame;
-    let mut opcode = if binary { Data::Binary } else { Data::Text };
-    let mut is_over = false;
-    std::iter::from_fn(move || {
-        if is_over {
-            return None;
-        }
-        let piece = bytes.split_to(bytes.len().min(FRAGMENT));
-        is_over = bytes.is_empty();
-        let opcode = OpCode::Data(std::mem::replace(&mut opcode, Data::Continue));
-        Some(Message::Frame(WireFrame::message(piece, opcode, is_over)))
-    })
 }
 
 /// The last words to a client, as far as it still listens.

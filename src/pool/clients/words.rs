@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::pool::frame::{Frame, Meaning};
 
@@ -65,20 +66,26 @@ pub(super) enum First {
 
 /// Reads a client's text.
 pub(super) fn first(line: &str) -> First {
+    // Values stay as they were written: as objects, 4 MiB of brackets would fill a hundred times that.
     #[derive(Deserialize)]
-    struct Message {
-        #[serde(default, rename = "type")]
-        kind: Value,
-        #[serde(default)]
-        data: Value,
+    struct Message<'a> {
+        #[serde(borrow, default, rename = "type")]
+        kind: Option<&'a RawValue>,
+        #[serde(borrow, default)]
+        data: Option<&'a RawValue>,
     }
-    match serde_json::from_str::<Message>(line) {
-        Err(_) => First::NotJson,
-        Ok(message) if message.kind != "feature_flags" => First::Other,
-        Ok(message) => First::Flags {
-            metadata: message.data["supports_preview_metadata"] == Value::Bool(true),
-        },
+    #[derive(Deserialize)]
+    struct Flags<'a> {
+        #[serde(borrow, default)]
+        supports_preview_metadata: Option<&'a RawValue>,
     }
+    let Ok(message) = serde_json::from_str::<Message<'_>>(line) else { return First::NotJson };
+    if message.kind.map(RawValue::get) != Some(r#""feature_flags""#) {
+        return First::Other;
+    }
+    let flags = message.data.and_then(|data| serde_json::from_str::<Flags<'_>>(data.get()).ok());
+    let metadata = flags.and_then(|flags| flags.supports_preview_metadata);
+    First::Flags { metadata: metadata.map(RawValue::get) == Some("true") }
 }
 
 /// Whether `ComfyUI` would send this frame to all when its prompt has no `client_id`; it keeps the

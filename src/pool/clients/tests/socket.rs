@@ -179,10 +179,14 @@ async fn what_was_missed_comes_after_a_broken_connection_and_not_after_a_close()
     let missed = [Meaning::Start, Meaning::Output, Meaning::Terminal, Meaning::End];
     let missed = missed.map(|meaning| plain(1, meaning, "x"));
     let client = Client::greeted(&hub, "A").await;
-    missed[..2].iter().for_each(|delivery| hub.deliver(delivery.clone()));
+    for delivery in &missed[..2] {
+        hub.deliver(delivery.clone());
+    }
     tokio::task::yield_now().await;
     assert_eq!(client.break_off().await.ended, Ended::Gone);
-    missed[2..].iter().for_each(|delivery| hub.deliver(delivery.clone()));
+    for delivery in &missed[2..] {
+        hub.deliver(delivery.clone());
+    }
     let mut client = Client::greeted(&hub, "A").await;
     for delivery in &missed {
         assert_eq!(client.frame().await, delivery.frame);
@@ -194,7 +198,9 @@ async fn what_was_missed_comes_after_a_broken_connection_and_not_after_a_close()
     assert!(client.is_quiet().await);
 
     assert_eq!(client.close().await.ended, Ended::ByClient(1005));
-    missed.iter().for_each(|delivery| hub.deliver(delivery.clone()));
+    for delivery in &missed {
+        hub.deliver(delivery.clone());
+    }
     let mut client = Client::greeted(&hub, "A").await;
     assert!(client.is_quiet().await);
 }
