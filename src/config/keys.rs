@@ -99,6 +99,7 @@ pub(super) const FILE: Shape = Map(&[
             ("client_events", Leaf),
             ("keep_outputs", Leaf),
             ("uploads_size", Leaf),
+            ("history", Map(&[("max_jobs", Leaf), ("max_bytes", Leaf), ("max_age", Leaf)])),
             ("no_retry_nodes", Leaf),
         ]),
     ),

@@ -63,8 +63,9 @@ pub fn open(config: &Config, state: Option<&State>, fleet: &Arc<Fleet>) -> Resul
     Ok(Opened { journal, restored, uploads, userdata, sids: sids(state), fleet: Arc::clone(fleet) })
 }
 
-fn bounds(_config: &Config) -> Bounds {
-    Bounds::default()
+fn bounds(config: &Config) -> Bounds {
+    let history = &config.pool.history;
+    Bounds { max_jobs: history.max_jobs, max_bytes: history.max_bytes, max_age: history.max_age }
 }
 
 /// The same sids as before a restart, so that events of running prompts come on.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::codec::{Damaged, Fields, Reader};
 use super::finished::Finished;
+use crate::config::History;
 use crate::pool::job::JobId;
 
 /// How much of the past is kept. Whichever is met first counts; the oldest go.
@@ -27,6 +28,13 @@ pub struct Bounds {
 impl Default for Bounds {
     fn default() -> Self {
         Self { max_jobs: 10_000, max_bytes: 2 << 30, max_age: Duration::from_hours(30 * 24) }
+    }
+}
+
+impl From<History> for Bounds {
+    fn from(history: History) -> Self {
+        let History { max_jobs, max_bytes, max_age } = history;
+        Self { max_jobs, max_bytes, max_age }
     }
 }
 

@@ -35,6 +35,8 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 const IDLE: Duration = Duration::from_secs(30);
 /// Bytes that are moved out of a segment between two batches.
 const STEP: u64 = 4 << 20;
+/// Bytes that are moved when the disk is full: the reserve has room for them.
+const PRESSED_STEP: u64 = 1 << 20;
 /// Jobs that are forgotten between two batches.
 const FORGET: usize = 1000;
 
@@ -277,6 +279,11 @@ impl Log {
         let gone = self.shared.index.write().expire(&bounds, now_ms, FORGET);
         let expiring = gone.len() == FORGET;
         self.dirty.extend(gone);
+        if self.retry_at.is_some() {
+            // Whatever is dead may be the room that is lacking.
+            self.hot.seal();
+            self.cold.seal();
+        }
         let moved_hot = self.tidy_hot()?;
         let moved_cold = self.tidy_cold()?;
         if now >= self.saved_at + SAVE_EVERY {
@@ -294,7 +301,8 @@ impl Log {
         let live: u64 = self.hot_live.values().map(|live| live.bytes).sum();
         let dead = self.hot.bytes().saturating_sub(live);
         let Some(oldest) = self.hot.oldest() else { return Ok(false) };
-        if dead <= live.max(2 * self.segment_size) {
+        let left = self.hot_live.get(&oldest).map_or(0, |live| live.bytes);
+        if !self.is_worth(dead, live, left) {
             return Ok(false);
         }
         let entries = self.open_in(oldest);
@@ -305,6 +313,15 @@ impl Log {
         }
         // The rest has ended, and waits for its end to be written.
         Ok(!entries.is_empty())
+    }
+
+    /// Whether the oldest segment is to be emptied, with so many bytes dead of all, so many that may
+    /// be, and so many to be moved.
+    fn is_worth(&self, dead: u64, may_be: u64, left: u64) -> bool {
+        if self.retry_at.is_some() {
+            return left < PRESSED_STEP && dead > 2 * left + PRESSED_STEP;
+        }
+        dead > may_be.max(2 * self.segment_size)
     }
 
     fn open_in(&self, segment: u64) -> Vec<(JobId, Entry)> {
@@ -333,7 +350,8 @@ impl Log {
         let live = self.shared.index.read().live_bytes();
         let dead = self.cold.bytes().saturating_sub(live);
         let Some(oldest) = self.cold.oldest() else { return Ok(false) };
-        if dead <= (live / 4).max(2 * self.segment_size) {
+        let left = self.shared.index.read().live(oldest).bytes;
+        if !self.is_worth(dead, live / 4, left) {
             return Ok(false);
         }
         let mut records = Vec::new();

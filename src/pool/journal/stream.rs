@@ -86,6 +86,13 @@ impl Stream {
         (!is_active).then_some(*oldest)
     }
 
+    /// Writes no more to the segment that is written to; the next batch opens another.
+    pub(super) fn seal(&mut self) {
+        if !self.torn {
+            self.active = None;
+        }
+    }
+
     pub(super) fn blob(&self, segment: u64) -> io::Result<Arc<dyn Blob>> {
         self.disk.open(&self.name(segment))
     }

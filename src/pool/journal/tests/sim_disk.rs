@@ -76,14 +76,6 @@ impl SimDisk {
         self.files.lock().keys().cloned().collect()
     }
 
-    /// The bytes of a file, to be looked at or damaged.
-    pub(super) fn edit(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
-        let content = Arc::clone(&self.files.lock()[name]);
-        let mut content = content.lock();
-        change(&mut content.now);
-        content.durable = content.now.clone();
-    }
-
     /// The machine loses power: of what was not synced any part may have come to the platter, and
     /// what did may be garbled.
     pub(super) fn crash(&self, seed: u64) -> Self {
