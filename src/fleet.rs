@@ -99,6 +99,15 @@ impl Fleet {
         next_id(&mut names, name)
     }
 
+    /// The name of a number, also of one that is not part of the fleet any more.
+    pub fn name_of(&self, id: BackendId) -> Option<Arc<str>> {
+        if let Some(backend) = self.view().get(id) {
+            return Some(backend.name().into());
+        }
+        let names = self.names.lock();
+        names.iter().find(|(_, known)| **known == id).map(|(name, _)| name.as_str().into())
+    }
+
     /// Puts another list of backends in place. `learnt` gives what an earlier process learnt.
     pub fn apply(&self, members: Vec<Member>, learnt: impl Fn(&str) -> Learnt) -> Applied {
         let mut names = self.names.lock();

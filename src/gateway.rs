@@ -1,8 +1,8 @@
 //! What every part of a running gateway shares, and the one decision they all need: which
 //! backend a request goes to.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -25,6 +25,7 @@ use crate::identity::mark::Marks;
 use crate::identity::session::{Session, SigningKey};
 use crate::logging::TARGET;
 use crate::metrics::Metrics;
+use crate::pool::Pool;
 use crate::probe::Prober;
 use crate::registry::Registry;
 use crate::rejection::{Kind, Rejection};
@@ -38,7 +39,7 @@ const TIME_TO_FETCH: Duration = Duration::from_secs(5);
 /// What every part of a running gateway shares.
 pub struct Gateway {
     /// The configuration now.
-    pub config: ArcSwap<Config>,
+    pub config: Arc<ArcSwap<Config>>,
     /// The backends.
     pub fleet: Arc<Fleet>,
     /// Their probes.
@@ -54,7 +55,9 @@ pub struct Gateway {
     /// Signs cookies and tabs.
     pub signing_key: SigningKey,
     /// The prompts that passed.
-    pub tasks: Tasks,
+    pub tasks: Arc<Tasks>,
+    /// The farm as one ComfyUI, in pool mode.
+    pool: OnceLock<Arc<Pool>>,
     /// Keeps retry storms away.
     pub budget: Arc<RetryBudget>,
     /// What Prometheus is told.
@@ -85,12 +88,17 @@ pub struct Destination {
     pub sending: Option<Sending>,
     /// The path that a registered service wants its requests at; `None` for ComfyUI servers.
     pub service_path: Option<String>,
+    /// The target that is asked for in place of the client's, without the backend's base path.
+    pub asked: Option<String>,
 }
 
 impl Destination {
     /// What the backend is to be asked for when the client asked for `sent`, if that differs.
     pub fn target(&self, sent: &[u8]) -> Option<Vec<u8>> {
         let base = &self.backend.spec.endpoint.base;
+        if let Some(asked) = &self.asked {
+            return Some([base.as_bytes(), asked.as_bytes()].concat());
+        }
         match &self.service_path {
             Some(path) => {
                 let query = sent.iter().position(|&byte| byte == b'?').unwrap_or(sent.len());
@@ -112,14 +120,15 @@ impl Gateway {
         let affinity = Arc::new(AffinityMap::new(config.session.ttl, config.session.max_clients));
         Self {
             trusted: ArcSwap::from_pointee(TrustedProxies::new(&config.server.trusted_proxies)),
-            config: ArcSwap::from_pointee(config),
+            config: Arc::new(ArcSwap::from_pointee(config)),
             fleet,
             prober,
             affinity,
             registry: Arc::default(),
             marks: Marks::default(),
             signing_key,
-            tasks: Tasks::default(),
+            tasks: Arc::default(),
+            pool: OnceLock::new(),
             budget: Arc::default(),
             metrics: Metrics::default(),
             clock: Clock::start(),
@@ -132,6 +141,16 @@ impl Gateway {
             request_prefix: rand::random(),
             crowds: CrowdWatch::default(),
         }
+    }
+
+    /// Pool mode's part, if that is the mode.
+    pub fn pool(&self) -> Option<&Arc<Pool>> {
+        self.pool.get()
+    }
+
+    /// Serves in pool mode from now on.
+    pub fn set_pool(&self, pool: Arc<Pool>) {
+        let _ = self.pool.set(pool);
     }
 
     /// A request id that no other request of any gateway has, in all likelihood.
@@ -327,7 +346,7 @@ impl Gateway {
         if envelope.is_prompt {
             self.affinity.mark_prompted(envelope.key, envelope.now);
         }
-        Destination { backend, sending, service_path: None }
+        Destination { backend, sending, service_path: None, asked: None }
     }
 
     /// When a backend that is down now may have been seen to be up.

@@ -14,6 +14,8 @@ pub enum Kind {
     BadRequest,
     /// A value in it is wrong.
     InvalidValue,
+    /// A prompt's id is no canonical UUID.
+    InvalidPromptId,
     /// No valid credentials.
     Unauthorized,
     /// Not allowed.
@@ -30,6 +32,8 @@ pub enum Kind {
     BodyTooLarge,
     /// Too many at once.
     RateLimited,
+    /// As many prompts wait as may.
+    QueueFull,
     /// The head is over the limit.
     HeadersTooLarge,
     /// The backend failed.
@@ -48,6 +52,7 @@ impl Kind {
     pub const ALL: [Self; Self::UpstreamTimeout as usize + 1] = [
         Self::BadRequest,
         Self::InvalidValue,
+        Self::InvalidPromptId,
         Self::Unauthorized,
         Self::Forbidden,
         Self::NotFound,
@@ -56,6 +61,7 @@ impl Kind {
         Self::Conflict,
         Self::BodyTooLarge,
         Self::RateLimited,
+        Self::QueueFull,
         Self::HeadersTooLarge,
         Self::UpstreamFailed,
         Self::NoBackend,
@@ -77,6 +83,7 @@ impl Kind {
         match self {
             Self::BadRequest => ("bad_request", StatusCode::BAD_REQUEST),
             Self::InvalidValue => ("invalid_value", StatusCode::BAD_REQUEST),
+            Self::InvalidPromptId => ("invalid_prompt_id", StatusCode::BAD_REQUEST),
             Self::Unauthorized => ("unauthorized", StatusCode::UNAUTHORIZED),
             Self::Forbidden => ("forbidden", StatusCode::FORBIDDEN),
             Self::NotFound => ("not_found", StatusCode::NOT_FOUND),
@@ -85,6 +92,7 @@ impl Kind {
             Self::Conflict => ("conflict", StatusCode::CONFLICT),
             Self::BodyTooLarge => ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE),
             Self::RateLimited => ("rate_limited", StatusCode::TOO_MANY_REQUESTS),
+            Self::QueueFull => ("queue_full", StatusCode::TOO_MANY_REQUESTS),
             Self::HeadersTooLarge => {
                 ("headers_too_large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
             }

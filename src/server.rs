@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
 use crate::alerts::{self, Hysteresis};
-use crate::config::{self, Config, Loaded, Sources};
+use crate::config::{self, Config, Loaded, Mode, Sources};
 use crate::edge::FrontDoor;
 use crate::edge::tls::Acceptor;
 use crate::fleet::Fleet;
@@ -30,7 +30,7 @@ use crate::probe::Prober;
 use crate::proxy::Proxy;
 use crate::registry;
 use crate::state::{State, load_or_make_cookie_key};
-use crate::{access, admin, keeper, logging, summary, tasks};
+use crate::{access, admin, keeper, logging, pool, summary, tasks};
 
 /// Requests wait this long at most for the first look at the backends.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -48,6 +48,8 @@ pub struct Server {
     acceptor: Option<Acceptor>,
     state: Option<Arc<State>>,
     signing_key: SigningKey,
+    fleet: Arc<Fleet>,
+    pool: Option<pool::Opened>,
 }
 
 impl Server {
@@ -63,7 +65,12 @@ impl Server {
             None => SigningKey::from_bytes(&load_or_make_cookie_key(&config.state_dir)?),
         };
         access::start(&config.log).context("log.access cannot be written")?;
-        Ok(Self { sources, loaded, data, admin, acceptor, state, signing_key })
+        let fleet = Arc::new(Fleet::new());
+        let pool = match config.mode {
+            Mode::Pool => Some(pool::open(config, state.as_deref(), &fleet)?),
+            Mode::Sticky => None,
+        };
+        Ok(Self { sources, loaded, data, admin, acceptor, state, signing_key, fleet, pool })
     }
 
     /// Where the data plane listens.
@@ -80,8 +87,8 @@ impl Server {
     pub async fn run(self) -> Result<()> {
         let config = self.loaded.config.clone();
         announce(&self.loaded);
-        let fleet = Arc::new(Fleet::new());
-        let prober = Prober::new(Arc::clone(&fleet), config.health_check.clone())?;
+        let fleet = self.fleet;
+        let prober = Prober::new(Arc::clone(&fleet), probes(&config))?;
         let learnt = keeper::learnt(self.state.as_deref());
         let gateway =
             Arc::new(Gateway::new(config.clone(), Arc::clone(&fleet), prober, self.signing_key));
@@ -97,7 +104,10 @@ impl Server {
                 gateway.metrics.task_changed(change);
             }
         });
-        tokio::spawn(tasks::follow::run(Arc::clone(&gateway)));
+        match self.pool {
+            Some(opened) => gateway.set_pool(opened.start(&gateway)?),
+            None => drop(tokio::spawn(tasks::follow::run(Arc::clone(&gateway)))),
+        }
         tokio::spawn(registry::watch::watch(Arc::clone(&gateway)));
 
         let admin_listener = listen(self.admin)?;
@@ -126,10 +136,19 @@ impl Server {
         }));
         wait_for_signals(&gateway, &self.sources, &operator).await?;
         drain(&gateway, &connections).await;
+        if let Some(pool) = gateway.pool() {
+            pool.close().await;
+        }
         drop(stopped);
         let _ = keeper.await;
         Ok(())
     }
+}
+
+/// How backends are probed: in pool mode the event sockets tell their depth already.
+fn probes(config: &Config) -> config::HealthCheck {
+    let push = config.health_check.push && config.mode == Mode::Sticky;
+    config::HealthCheck { push, ..config.health_check.clone() }
 }
 
 fn bind(address: SocketAddr, key: &str) -> Result<StdListener> {
@@ -214,7 +233,10 @@ async fn reload(gateway: &Arc<Gateway>, sources: &Sources, operator: &Operator) 
     announce(&loaded);
     let config = loaded.config;
     gateway.affinity.set_limits(config.session.ttl, config.session.max_clients);
-    gateway.prober.set_options(config.health_check.clone());
+    gateway.prober.set_options(probes(&config));
+    if let Some(pool) = gateway.pool() {
+        pool.reload(&config);
+    }
     gateway.trust(&config.server.trusted_proxies);
     logging::set_verbose(config.server.debug);
     operator.reload(config).await;

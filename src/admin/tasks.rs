@@ -113,7 +113,10 @@ async fn one(State(gateway): State<Arc<Gateway>>, id: Id) -> Result<Json<TaskVie
     (status = 502, description = "Its backend does not answer", body = Refusal)))]
 async fn remove(State(gateway): State<Arc<Gateway>>, id: Id) -> Result<Json<TaskView>, Rejection> {
     let Path(id) = id.map_err(|_| unknown())?;
-    cancel(&gateway, &id).await.map(Json)
+    match gateway.pool() {
+        Some(pool) => pool.cancel_task(&id).await.map(Json),
+        None => cancel(&gateway, &id).await.map(Json),
+    }
 }
 
 #[cfg(test)]

@@ -101,6 +101,8 @@ pub struct BackendView {
     url: String,
     state: &'static str,
     healthy: bool,
+    /// Whether new clients (sticky mode) or prompts (pool mode) go there.
+    takes_jobs: bool,
     enabled: bool,
     wanted: &'static str,
     weight: u32,
@@ -145,6 +147,10 @@ impl BackendView {
             url: spec.endpoint.url(),
             state: standing.label(),
             healthy: standing.is_healthy(),
+            takes_jobs: match gateway.pool() {
+                Some(pool) => pool.is_open(backend),
+                None => standing.takes_new() && standing.is_healthy(),
+            },
             enabled: standing.wanted != crate::backend::Wanted::Disabled,
             wanted: standing.wanted.name(),
             weight: spec.weight,

@@ -81,7 +81,7 @@ fn sight(gateway: &Gateway) -> Sight {
     });
     Sight {
         backends: backends.collect(),
-        queued: queued(&view.backends),
+        queued: queued(gateway, &view.backends),
         queue_above: gateway.config.load().alerts.queue_above,
     }
 }

@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use super::backends::headers;
 use super::checked::{
     AccessLog, Admin, Affinity, Alerts, Backend, Cache, ClientEvents, Config, Failover, Fairness,
-    HealthCheck, Isolation, Limits, Log, LogFormat, Mode, Pool, ProxyProtocol, Queue, Scheduler,
-    Server, Session, Strategy, Webhook,
+    HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, Pool, ProxyProtocol, Queue,
+    Scheduler, Server, Session, Strategy, Webhook,
 };
 use super::not_yet::{NOT_YET, Then};
 use super::raw::Node;
@@ -25,6 +25,7 @@ const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 
 /// Reads every section; what does not fit is noted at `root`'s reading, a default in its place.
@@ -183,9 +184,19 @@ fn pool(node: &Node<'_>) -> Pool {
         isolation: node.get("isolation").choice(Isolation::None, &isolations),
         client_events: node.get("client_events").choice(ClientEvents::Auto, &events),
         keep_outputs: node.get("keep_outputs").size(0, 0..=1024 * TIB),
+        uploads_size: node.get("uploads_size").size(10_000_000_000, MIB..=1024 * TIB),
+        history: history(&node.get("history")),
         no_retry_nodes: node
             .get("no_retry_nodes")
             .list("give a list of node types", |item| item.text("use a node type", Some)),
+    }
+}
+
+fn history(node: &Node<'_>) -> History {
+    History {
+        max_jobs: node.get("max_jobs").int(10_000, 1..=1_000_000),
+        max_bytes: node.get("max_bytes").size(2 * GIB, MIB..=TIB),
+        max_age: node.get("max_age").duration(30 * DAY, SECOND..=3650 * DAY),
     }
 }
 

@@ -250,8 +250,23 @@ pub struct Pool {
     pub client_events: ClientEvents,
     /// Bytes of output files kept at the gateway; 0: none.
     pub keep_outputs: u64,
+    /// Bytes of uploaded files kept at the gateway.
+    pub uploads_size: u64,
+    /// How many finished jobs are kept.
+    pub history: History,
     /// Node types whose jobs must not run twice.
     pub no_retry_nodes: Vec<String>,
+}
+
+/// `pool.history`: how many finished jobs are kept. Whichever is met first counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct History {
+    /// Jobs.
+    pub max_jobs: usize,
+    /// Bytes of them on the disk.
+    pub max_bytes: u64,
+    /// Time since they ended.
+    pub max_age: Duration,
 }
 
 /// `pool.isolation`: whose jobs a caller sees and may touch.

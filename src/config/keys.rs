@@ -98,6 +98,8 @@ pub(super) const FILE: Shape = Map(&[
             ("isolation", Leaf),
             ("client_events", Leaf),
             ("keep_outputs", Leaf),
+            ("uploads_size", Leaf),
+            ("history", Map(&[("max_jobs", Leaf), ("max_bytes", Leaf), ("max_age", Leaf)])),
             ("no_retry_nodes", Leaf),
         ]),
     ),

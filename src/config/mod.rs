@@ -29,8 +29,8 @@ mod yaml;
 
 pub use checked::{
     AccessLog, Admin, Affinity, Alerts, Backend, Cache, ClientEvents, Config, Failover, Fairness,
-    HealthCheck, Isolation, Limits, Log, LogFormat, Mode, Pool, ProxyProtocol, Queue, Scheduler,
-    Server, Session, Strategy, Tls, Webhook,
+    HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, Pool, ProxyProtocol, Queue,
+    Scheduler, Server, Session, Strategy, Tls, Webhook,
 };
 pub use command::{CheckArgs, check_file, run_check};
 pub use endpoint::Endpoint;

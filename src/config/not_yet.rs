@@ -2,7 +2,7 @@
 //!
 //! Whoever builds one deletes its line.
 
-use super::checked::{ClientEvents, Config, Fairness, Isolation, Mode, ProxyProtocol};
+use super::checked::{Config, ProxyProtocol};
 
 /// A setting without effect.
 pub(super) struct NotYet {
@@ -23,35 +23,9 @@ pub(super) enum Then {
 
 pub(super) const NOT_YET: &[NotYet] = &[
     NotYet {
-        key: "mode",
-        asked: |c| c.mode == Mode::Pool,
-        then: Then::Refuse("not built yet; use sticky"),
-    },
-    NotYet {
         key: "server.proxy_protocol",
         asked: |c| c.server.proxy_protocol != ProxyProtocol::Off,
         then: Then::Refuse("not built yet; use off, and X-Forwarded-For with trusted_proxies"),
     },
-    NotYet {
-        key: "queue.fairness",
-        asked: |c| c.queue.fairness != Fairness::RoundRobin,
-        then: Then::Warn,
-    },
-    NotYet { key: "pool.prefetch", asked: |c| c.pool.prefetch > 0, then: Then::Warn },
-    NotYet {
-        key: "pool.isolation",
-        asked: |c| c.pool.isolation != Isolation::None,
-        then: Then::Warn,
-    },
-    NotYet {
-        key: "pool.client_events",
-        asked: |c| c.pool.client_events != ClientEvents::Auto,
-        then: Then::Warn,
-    },
     NotYet { key: "pool.keep_outputs", asked: |c| c.pool.keep_outputs > 0, then: Then::Warn },
-    NotYet {
-        key: "pool.no_retry_nodes",
-        asked: |c| !c.pool.no_retry_nodes.is_empty(),
-        then: Then::Warn,
-    },
 ];

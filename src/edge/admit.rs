@@ -20,6 +20,7 @@ use crate::identity::mark::{self, Mark};
 use crate::identity::session::{Session, SigningKey};
 use crate::identity::zone::zone_of;
 use crate::identity::{Caller, cookie, tab};
+use crate::pool::route::Route;
 use crate::registry;
 use crate::rejection::{Kind, Rejection};
 
@@ -150,6 +151,7 @@ impl Desk<'_> {
                 (Err(refused), _) | (_, Err(refused)) => return Admission::Refuse(refused),
             };
         let zone = self.zone(head, trusted.contains(self.peer.ip()), address);
+        let pooled = self.gateway.pool().is_some() && service.is_none();
         let envelope = Box::new(Envelope {
             key: found.caller.key(),
             caller: found.caller,
@@ -163,7 +165,8 @@ impl Desk<'_> {
             by_hand: found.by_hand,
             set_cookie: found.set_cookie,
             cookies: cookie::without_ours(&headers),
-            is_prompt: routes::is_prompt_post(&head.method, found.target),
+            is_prompt: !pooled && routes::is_prompt_post(&head.method, found.target),
+            route: pooled.then(|| Route::of(&head.method, found.target)),
             zone,
             mark,
             service,

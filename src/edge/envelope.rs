@@ -11,6 +11,7 @@ use crate::backend::{Backend, BackendId};
 use crate::identity::address::Forwarded;
 use crate::identity::mark::Mark;
 use crate::identity::{Caller, ClientKey};
+use crate::pool::route::Route;
 
 /// What is known of a request.
 #[derive(Debug)]
@@ -39,8 +40,10 @@ pub struct Envelope {
     pub set_cookie: Option<String>,
     /// The client's `Cookie` lines without ours; `None`: as they are.
     pub cookies: Option<Vec<HeaderValue>>,
-    /// It queues a prompt.
+    /// It queues a prompt of its client's own backend (sticky mode).
     pub is_prompt: bool,
+    /// Who answers it in pool mode; `None` in sticky mode, where the client's backend does.
+    pub route: Option<Route>,
     /// The client's zone.
     pub zone: Option<String>,
     /// The kind of work it asks for.

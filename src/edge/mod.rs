@@ -9,6 +9,7 @@ pub mod conn;
 pub mod envelope;
 pub mod head;
 mod local;
+mod pooled;
 pub mod tls;
 mod websocket;
 

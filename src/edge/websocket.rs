@@ -20,7 +20,7 @@ use crate::access::{self, Record};
 use crate::affinity::SocketGuard;
 use crate::backend::{Backend, BackendId, Standing};
 use crate::clock::Moment;
-use crate::comfy::routes::query_value;
+use crate::comfy::routes::{bare, query_value};
 use crate::config::Affinity;
 use crate::gateway::Gateway;
 use crate::logging::{TARGET, is_verbose};
@@ -34,7 +34,7 @@ use crate::retry::{Failure, RetryCase, Verdict, may_retry};
 use crate::upstream;
 
 /// The backend's answer to a handshake must come within this time.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A stream to a backend.
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -59,6 +59,11 @@ pub(super) async fn serve(
         && let Some(client_id) = query_value(&handshake.target, "clientId")
     {
         gateway.saw_client_id(envelope.address, client_id);
+    }
+    if let Some(pool) = gateway.pool()
+        && bare(&handshake.target) == "/ws"
+    {
+        return super::pooled::serve(gateway, pool, stream, &envelope, &handshake).await;
     }
     match Box::pin(open(gateway, &envelope, &handshake)).await {
         Ok(opened) => {

@@ -42,6 +42,8 @@ pub struct Capabilities {
     pub nodes: BTreeSet<Box<str>>,
     /// The models, by the names that prompts use, with `/` between folders.
     pub models: BTreeSet<Box<str>>,
+    /// Those of the node classes whose results end a workflow.
+    pub outputs: BTreeSet<Box<str>>,
 }
 
 impl Capabilities {
@@ -50,7 +52,7 @@ impl Capabilities {
     pub fn read(reply: impl Read) -> Result<Self, serde_json::Error> {
         let mut found = Self::default();
         let mut json = serde_json::Deserializer::from_reader(reply);
-        Walk { at: At::Root, found: &mut found }.deserialize(&mut json)?;
+        Walk { at: At::Root, class: "", found: &mut found }.deserialize(&mut json)?;
         json.end()?;
         if found.nodes.is_empty() {
             return Err(serde_json::Error::custom("it names no nodes"));
@@ -64,6 +66,12 @@ impl Capabilities {
         }
     }
 
+    fn output(&mut self, name: &str) {
+        if self.nodes.contains(name) {
+            self.outputs.insert(name.into());
+        }
+    }
+
     fn choice(&mut self, name: &str) {
         if self.models.len() < MAX_MODELS && name.len() <= MAX_NAME && is_model(name) {
             // Windows writes folders with a backslash.
@@ -72,7 +80,8 @@ impl Capabilities {
     }
 }
 
-fn is_model(name: &str) -> bool {
+/// Whether a name ends like the file of a model.
+pub(crate) fn is_model(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     ENDINGS.iter().any(|ending| name.ends_with(ending))
 }
@@ -95,12 +104,14 @@ enum At {
 /// are passed over.
 struct Walk<'a> {
     at: At,
+    /// The class that the walk is in.
+    class: &'a str,
     found: &'a mut Capabilities,
 }
 
 impl Walk<'_> {
     fn below(&mut self, at: At) -> Walk<'_> {
-        Walk { at, found: self.found }
+        Walk { at, class: self.class, found: self.found }
     }
 }
 
@@ -119,7 +130,7 @@ impl<'de> Visitor<'de> for Walk<'_> {
         f.write_str("anything")
     }
 
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(key) = map.next_key::<String>()? {
             let next = match (self.at, key.as_str()) {
                 (At::Root, name) => {
@@ -127,6 +138,12 @@ impl<'de> Visitor<'de> for Walk<'_> {
                     At::Class
                 }
                 (At::Class, "input") => At::Inputs,
+                (At::Class, "output_node") => {
+                    if map.next_value::<serde_json::Value>()? == true {
+                        self.found.output(self.class);
+                    }
+                    continue;
+                }
                 (At::Inputs, "required" | "optional") => At::Group,
                 (At::Group, _) => At::Spec,
                 (At::SpecItem, "options") => At::Choices,
@@ -135,7 +152,8 @@ impl<'de> Visitor<'de> for Walk<'_> {
                     continue;
                 }
             };
-            map.next_value_seed(self.below(next))?;
+            let class = if self.at == At::Root { key.as_str() } else { self.class };
+            map.next_value_seed(Walk { at: next, class, found: self.found })?;
         }
         Ok(())
     }

@@ -100,7 +100,7 @@ fn work(page: &mut Page, gateway: &Gateway, backends: &[Arc<Backend>]) {
 fn totals(page: &mut Page, gateway: &Gateway, backends: &[Arc<Backend>]) {
     let sessions = gateway.affinity.len() as f64;
     page.gauges("sessions", "Clients that belong to a backend.", [(Vec::new(), sessions)]);
-    let queued = queued(backends) as f64;
+    let queued = queued(gateway, backends) as f64;
     page.gauges("tasks_queued", "Prompts that wait, on all backends.", [(Vec::new(), queued)]);
     let success = !gateway.metrics.reload_failed.load(Relaxed);
     let help = "Whether the last reload of the configuration was taken; 1 before the first.";
@@ -108,13 +108,14 @@ fn totals(page: &mut Page, gateway: &Gateway, backends: &[Arc<Backend>]) {
     page.gauges("config_last_reload_success", help, [(Vec::new(), success)]);
 }
 
-/// Prompts that wait on these backends.
-pub fn queued(backends: &[Arc<Backend>]) -> u64 {
+/// Prompts that wait: in the gateway's own line (pool mode) and on these backends.
+pub fn queued(gateway: &Gateway, backends: &[Arc<Backend>]) -> u64 {
     let pending = |backend: &Arc<Backend>| {
         let depth = &backend.live.depth;
         u64::from(depth.prompts().saturating_sub(depth.reading().running))
     };
-    backends.iter().map(pending).sum()
+    let own = gateway.pool().map_or(0, |pool| pool.waiting() as u64);
+    own + backends.iter().map(pending).sum::<u64>()
 }
 
 fn events(page: &mut Page, metrics: &Metrics) {

@@ -1,11 +1,147 @@
 //! Pool mode: the farm as one big ComfyUI.
 //!
-//! A prompt becomes a [`job`] that waits here, not in a server, until a server is free for it.
-//! [`core`] decides, as a pure state machine: what happened goes in as an
-//! [`Input`](core::Input), what is to be done comes out as [`Action`](core::Action)s. [`frame`] is
-//! what passes from a backend to a job's owner.
+//! The way of a prompt: [`own`] takes the POST, [`submission`] reads it, and it becomes a [`job`]
+//! that waits here, not in a server, until a server is free for it. [`core`] decides, as a pure
+//! state machine: what happened goes in as an [`Input`](core::Input), what is to be done comes out
+//! as [`Action`](core::Action)s, which [`dispatch`] performs: on the network by [`errands`], which
+//! speak to backends through [`ask`]; on the disk by the [`journal`].
+//!
+//! The way of an event: [`links`] hold two sockets to each backend, [`hearing`] tells by [`events`]
+//! what a message means and whose it is; [`clients`] has the sockets of those who are to hear it.
+//! [`frame`] is what passes between.
+//!
+//! Everything else of ComfyUI: [`route`] tells who answers a request. [`own`] knows queue, history
+//! and jobs; [`merged`] asks all servers and makes one answer; [`userdata`] keeps what belongs to
+//! users; [`files`] knows where files are; [`way`] finds the one server for the rest.
+//!
+//! [`lanes`] and [`look`] tell the core what the fleet looks like, [`foresee`] tells users when
+//! their jobs will have ended.
 
+pub mod ask;
+mod cancel;
+pub mod clients;
 pub mod core;
+mod dispatch;
+mod errands;
+pub mod eta;
+pub mod events;
+pub mod files;
+mod foresee;
 pub mod frame;
+mod hearing;
 pub mod job;
+pub mod journal;
+mod lanes;
+pub mod line;
+pub mod links;
+mod look;
+mod made;
+pub mod merged;
+mod own;
+mod posted;
 pub mod route;
+mod start;
+pub mod submission;
+pub mod userdata;
+pub mod visit;
+pub mod way;
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+pub use start::{Opened, open};
+
+use crate::backend::{Backend, BackendId};
+use crate::config::{Config, Isolation};
+use crate::fleet::Fleet;
+use crate::tasks::Tasks;
+use job::JobId;
+
+/// Pool mode's parts, as they share them.
+pub struct Pool {
+    fleet: Arc<Fleet>,
+    config: Arc<ArcSwap<Config>>,
+    tasks: Arc<Tasks>,
+    core: Mutex<core::Core>,
+    /// The clients that wait for a verdict.
+    verdicts: Mutex<HashMap<JobId, oneshot::Sender<own::prompt::Answer>>>,
+    flights: own::prompt::InFlight,
+    posted: posted::AllPosted,
+    /// History entries that were fetched for jobs that are about to end.
+    entries: Mutex<HashMap<JobId, Bytes>>,
+    /// Bytes of the prompts that are held.
+    held: AtomicU64,
+    /// Keeps the uploads that open jobs name.
+    pins: Mutex<HashMap<JobId, Vec<Arc<files::uploads::Pins>>>>,
+    /// Open jobs that a backend was given another body of than the client's.
+    rewritten: Mutex<HashSet<JobId>>,
+    made: made::Made,
+    /// Node types that end a workflow, on any server.
+    outputs: ArcSwap<BTreeSet<Box<str>>>,
+    journal: journal::Journal,
+    ask: ask::Ask,
+    ear: Arc<hearing::Ear>,
+    links: Arc<links::Links>,
+    hub: Arc<clients::Hub>,
+    /// What clients that announce their features are answered with.
+    features: Arc<Mutex<serde_json::Value>>,
+    files: Arc<files::Files>,
+    merged: Arc<merged::Merged>,
+    fetcher: Arc<merged::fetch::Fetcher>,
+    routers: OnceLock<Routers>,
+    counter: submission::Counter,
+    next_job: AtomicU64,
+    /// Backends whose queue is about to be read.
+    looking: Mutex<HashSet<BackendId>>,
+    /// The core has another time to be woken at.
+    alarm: Notify,
+    /// A socket to a backend has opened or ended.
+    links_changed: Notify,
+    /// The line, or what runs, has changed.
+    line_moved: Notify,
+}
+
+/// The services that answer in this process.
+struct Routers {
+    own: axum::Router,
+    userdata: axum::Router,
+    merged: axum::Router,
+    files: axum::Router,
+}
+
+impl Pool {
+    /// Whether callers see and touch their own jobs only.
+    fn is_isolated(&self) -> bool {
+        self.config.load().pool.isolation != Isolation::None
+    }
+
+    /// Whether a backend gets jobs.
+    pub fn is_open(&self, backend: &Backend) -> bool {
+        lanes::is_open(self, backend)
+    }
+
+    /// Jobs that wait in the gateway.
+    pub fn waiting(&self) -> usize {
+        self.core.lock().waiting()
+    }
+
+    fn is_output(&self, class: &str) -> bool {
+        self.outputs.load().contains(class)
+    }
+
+    /// Whether a sid is one of those that the gateway itself uses at the backends.
+    pub fn is_own_sid(&self, sid: &str) -> bool {
+        self.links.sids().flavour(sid).is_some()
+    }
+
+    /// The sockets of clients.
+    pub fn hub(&self) -> &Arc<clients::Hub> {
+        &self.hub
+    }
+}

@@ -62,7 +62,8 @@ impl Proxy {
             }
             journey.tried.push(backend.id);
             journey.asked_again = false;
-            journey.next_try = (may_retry(&case) == Verdict::Retry).then_some(NextTry::Elsewhere);
+            let elsewhere = !journey.is_bound && may_retry(&case) == Verdict::Retry;
+            journey.next_try = elsewhere.then_some(NextTry::Elsewhere);
         }
         error.set_retry(journey.next_try.is_some());
         error

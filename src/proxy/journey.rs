@@ -17,6 +17,8 @@ pub struct Journey {
     pub(super) envelope: Option<Box<Envelope>>,
     pub(super) destination: Option<Destination>,
     pub(super) tried: Vec<BackendId>,
+    /// Only this backend can answer it.
+    pub(super) is_bound: bool,
     pub(super) refused: Option<Rejection>,
     pub(super) body_bytes: u64,
     /// What a prompt tells in passing.

@@ -16,6 +16,7 @@ use pingora_proxy::Session;
 use tokio::sync::mpsc;
 use tower_service::Service;
 
+use crate::pool::visit::Visit;
 use crate::rejection::{Kind, Rejection};
 
 /// What became of a request.
@@ -26,12 +27,12 @@ pub(super) enum Answered {
     Refused(Rejection),
 }
 
-/// Serves one request. `prepare` may add extensions to it; `body_limit` bounds its body.
+/// Serves one request. The service gets `visit` as an extension; `body_limit` bounds the body.
 pub(super) async fn answer(
     session: &mut Session,
     service: Router,
     body_limit: u64,
-    prepare: impl FnOnce(&mut http::Extensions),
+    visit: Visit,
     cookie: Option<&str>,
 ) -> Result<Answered> {
     let (sender, mut receiver) = mpsc::channel::<io::Result<Bytes>>(1);
@@ -40,7 +41,7 @@ pub(super) async fn answer(
         Ok(request) => request,
         Err(refused) => return Ok(Answered::Refused(refused)),
     };
-    prepare(request.extensions_mut());
+    request.extensions_mut().insert(visit);
     if expects_continue(&request) {
         session.write_continue_response().await?;
     }

@@ -25,12 +25,15 @@ use crate::edge::envelope::{DROPPED, Envelope};
 use crate::gateway::{Destination, Gateway};
 use crate::identity::tab::prefix_location;
 use crate::logging::{TARGET, is_verbose};
+use crate::pool::visit::Visit;
+use crate::pool::way::Way;
 use crate::rejection::{Kind, Rejection};
 use crate::retry::Failure;
 use crate::tasks::intake::Intake;
 use crate::upstream;
 use failing::{Sent, refusal_of};
 use journey::{Journey, NextTry, reason};
+use local::Answered;
 
 /// Proxies HTTP requests that the front door let in.
 pub struct Proxy {
@@ -62,12 +65,29 @@ impl ProxyHttp for Proxy {
         journey.envelope = context.downcast::<Envelope>().ok();
     }
 
-    /// Finds the backend, or says why there is none.
+    /// Finds the backend, or says why there is none. In pool mode most requests are answered here.
     async fn request_filter(&self, session: &mut Session, journey: &mut Journey) -> Result<bool> {
         let Some(envelope) = journey.envelope.as_deref() else {
             return Error::e_explain(ErrorType::InternalError, "a request without an envelope");
         };
-        match self.gateway.destination(envelope, &[]) {
+        let way = match (self.gateway.pool(), envelope.route) {
+            (Some(pool), Some(route)) => {
+                let request = session.req_header();
+                let target = String::from_utf8_lossy(request.raw_path());
+                pool.way(route, &request.method, &target, envelope).await
+            }
+            _ => Way::Home,
+        };
+        let destination = match way {
+            Way::Here(service) => return self.answer_here(session, journey, service).await,
+            Way::Refuse(refused) => return Err(journey.refuse(refused)),
+            Way::To(backend, asked) => {
+                journey.is_bound = true;
+                Ok(Destination { backend, sending: None, service_path: None, asked })
+            }
+            Way::Home => self.gateway.destination(envelope, &[]),
+        };
+        match destination {
             Ok(destination) => {
                 log_request(session, envelope, &destination);
                 journey.intake = Intake::of(&self.gateway, envelope);
@@ -336,6 +356,27 @@ impl ProxyHttp for Proxy {
 }
 
 impl Proxy {
+    /// Has a service of this process answer.
+    async fn answer_here(
+        &self,
+        session: &mut Session,
+        journey: &mut Journey,
+        service: axum::Router,
+    ) -> Result<bool> {
+        let Some(envelope) = journey.envelope.as_deref() else { return Ok(false) };
+        if *self.gateway.stopping.borrow() {
+            session.set_keepalive(None);
+        }
+        let limit = self.gateway.config.load().limits.body_size;
+        let visit = Visit::of(envelope);
+        let cookie = envelope.set_cookie.as_deref();
+        let answered = local::answer(session, service, limit, visit, cookie).await?;
+        match answered {
+            Answered::Done => Ok(true),
+            Answered::Refused(refused) => Err(journey.refuse(refused)),
+        }
+    }
+
     /// Counts the request if an answer to it began.
     fn count(&self, session: &Session, journey: &Journey) {
         let Some(response) = session.response_written() else { return };

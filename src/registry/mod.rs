@@ -110,6 +110,7 @@ impl Registry {
             backend: Arc::clone(backend),
             sending: None,
             service_path: Some(instance.registration.path.clone()),
+            asked: None,
         })
     }
 

@@ -33,6 +33,12 @@ pub struct Args {
     /// Largest request body in MiB; larger ones get 413
     #[arg(long, value_name = "MIB", default_value_t = 100)]
     pub max_upload_size: u32,
+    /// A node that the servers lack; may be given more than once
+    #[arg(long, value_name = "NAME")]
+    pub without_node: Vec<String>,
+    /// A checkpoint that the servers have, for `CheckpointLoaderSimple`; may be given more than once
+    #[arg(long, value_name = "NAME")]
+    pub model: Vec<String>,
 }
 
 impl Default for Args {
@@ -45,6 +51,8 @@ impl Default for Args {
             seed: 0,
             web_root: None,
             max_upload_size: 100,
+            without_node: Vec::new(),
+            model: Vec::new(),
         }
     }
 }
@@ -77,6 +85,8 @@ pub async fn start_farm(
             seed: args.seed.wrapping_add(index.into()),
             web_root: args.web_root.clone(),
             max_upload_size: u64::from(args.max_upload_size) << 20,
+            without_nodes: args.without_node.clone(),
+            models: args.model.clone(),
             ..SimConfig::default()
         };
         let sim = Sim::start(config).await.map_err(|error| named(host, port, &error))?;

@@ -4,10 +4,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Component, Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
+
+use crate::comfy::paths::{inside, modified_ns, split_annotation, split_suffix};
 
 /// File name prefixes whose counters are remembered; beyond that they are read off the folder.
 const MAX_PREFIXES: usize = 1000;
@@ -182,41 +183,6 @@ pub(super) struct Upload {
     pub(super) overwrite: bool,
 }
 
-/// Splits ` [input]`, ` [output]`, ` [temp]` off a name.
-pub(super) fn split_annotation(name: &str) -> (&str, Option<&'static str>) {
-    for folder in ["output", "input", "temp"] {
-        let stripped = name.strip_suffix(']').and_then(|name| name.strip_suffix(folder));
-        if let Some(stripped) = stripped.and_then(|name| name.strip_suffix('[')) {
-            return (stripped.strip_suffix(' ').unwrap_or(stripped), Some(folder));
-        }
-    }
-    (name, None)
-}
-
-/// `base/relative` with `.` and `..` resolved; none when that leaves `base`.
-pub(super) fn inside(base: &Path, relative: &str) -> Option<PathBuf> {
-    if relative.contains('\0') {
-        return None;
-    }
-    let mut path = PathBuf::new();
-    for part in base.join(relative).components() {
-        match part {
-            Component::ParentDir => {
-                path.pop();
-            }
-            Component::CurDir => {}
-            part => path.push(part),
-        }
-    }
-    path.starts_with(base).then_some(path)
-}
-
-/// Time of the last change, in nanoseconds.
-pub(super) fn modified_ns(found: &std::fs::Metadata) -> u128 {
-    let modified = found.modified().unwrap_or(UNIX_EPOCH);
-    modified.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos())
-}
-
 fn listing(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect()
@@ -228,14 +194,6 @@ fn highest_counter(directory: &Path, stem: &str) -> u32 {
         name.split('_').next()?.parse::<u32>().ok()
     };
     listing(directory).into_iter().filter_map(number).max().unwrap_or_default()
-}
-
-/// `os.path.splitext`.
-fn split_suffix(name: &str) -> (&str, &str) {
-    match name.rfind('.') {
-        Some(dot) if dot > 0 => name.split_at(dot),
-        _ => (name, ""),
-    }
 }
 
 /// Whether two files have the same bytes; a length tells most of them apart unread.
@@ -269,15 +227,6 @@ mod tests {
     }
 
     #[test]
-    fn paths_do_not_leave_their_folder() {
-        let base = Path::new("/data/in");
-        assert_eq!(inside(base, "a/../b"), Some("/data/in/b".into()));
-        assert_eq!(inside(base, "../inner"), None);
-        assert_eq!(inside(base, "/etc/passwd"), None);
-        assert_eq!(inside(base, "a\0"), None);
-    }
-
-    #[test]
     fn outputs_are_counted_per_prefix_and_go_on_after_a_restart() {
         let (directory, files) = files(10);
         for expected in ["a_00001_.png", "a_00002_.png"] {
@@ -299,11 +248,5 @@ mod tests {
             files.remember_output(path);
         }
         assert_eq!(files.names("output"), ["a_00008_.png", "a_00009_.png", "a_00010_.png"]);
-    }
-
-    #[test]
-    fn a_suffix_names_the_folder() {
-        assert_eq!(split_annotation("a.png [temp]"), ("a.png", Some("temp")));
-        assert_eq!(split_annotation("a.png"), ("a.png", None));
     }
 }

@@ -10,7 +10,7 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::Core;
-use super::nodes::{classes, info, recorded};
+use super::nodes::recorded;
 use super::prompt::json_body;
 use super::reply::{Answer, Refusal, bad, empty, ok_json};
 
@@ -25,13 +25,14 @@ const MAX_EXTENSIONS: usize = 10_000;
 /// `GET /object_info`.
 pub(super) async fn nodes(State(core): State<Arc<Core>>) -> Response {
     let images = core.files.names("input");
-    let all = classes().filter_map(|name| Some((name.to_owned(), info(name, &images)?)));
+    let info = |name: &str| Some((name.to_owned(), core.nodes.info(name, &images)?));
+    let all = core.nodes.names().filter_map(info);
     ok_json(&Value::Object(all.collect()))
 }
 
 /// `GET /object_info/{class}`.
 pub(super) async fn node(State(core): State<Arc<Core>>, Path(name): Path<String>) -> Response {
-    let found = info(&name, &core.files.names("input"));
+    let found = core.nodes.info(&name, &core.files.names("input"));
     ok_json(&found.map_or_else(|| json!({}), |info| json!({name: info})))
 }
 
@@ -92,12 +93,29 @@ pub(super) async fn models() -> Response {
     ok_json(recorded("models"))
 }
 
-/// `GET /models/{folder}` and `GET /experiment/models/{folder}`: the simulator has no models.
-pub(super) async fn models_in(Path(folder): Path<String>) -> Answer {
-    if model_folders().any(|known| known == folder) {
-        return Ok(ok_json(&json!([])));
+/// `GET /models/{folder}`.
+pub(super) async fn models_in(State(core): State<Arc<Core>>, Path(folder): Path<String>) -> Answer {
+    Ok(ok_json(&core.models_in(&folder)?.into()))
+}
+
+/// `GET /experiment/models/{folder}`.
+pub(super) async fn models_told(
+    State(core): State<Arc<Core>>,
+    Path(folder): Path<String>,
+) -> Answer {
+    let told = |name: &String| json!({"name": name, "pathIndex": 0, "modified": 0.0, "created": 0.0, "size": 0});
+    Ok(ok_json(&core.models_in(&folder)?.iter().map(told).collect()))
+}
+
+impl Core {
+    /// The models of a folder: all there are, if any, are checkpoints.
+    fn models_in(&self, folder: &str) -> Result<&[String], Refusal> {
+        match folder {
+            "checkpoints" => Ok(&self.config.models),
+            _ if model_folders().any(|known| known == folder) => Ok(&[]),
+            _ => Err(Refusal::Bare(StatusCode::NOT_FOUND)),
+        }
     }
-    Err(Refusal::Bare(StatusCode::NOT_FOUND))
 }
 
 /// `GET /experiment/models`.

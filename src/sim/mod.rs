@@ -18,7 +18,9 @@
 //! Nodes: `EmptyImage`, `LoadImage`, `SaveImage`, `PreviewImage` and the recording server's
 //! `PacedImage`, which sleeps `seconds` (divided by [`SimConfig::speed`]) in `steps`, reports
 //! each, raises before step `fail_at`, and yields the 64×64 image of its `seed`
-//! ([`image_of_seed`] gives the bytes that `SaveImage` writes for it).
+//! ([`image_of_seed`] gives the bytes that `SaveImage` writes for it). Servers can be made to
+//! differ: [`SimConfig::without_nodes`] lacks some of them, [`SimConfig::models`] adds a
+//! `CheckpointLoaderSimple` whose `model` output `PacedImage` takes.
 //!
 //! # The control endpoint
 //!
@@ -61,7 +63,6 @@ mod picture;
 mod progress;
 mod prompt;
 mod queue;
-mod reply;
 mod server;
 mod trace;
 mod upload;
@@ -85,6 +86,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::comfy::reply;
+
 pub use cli::{Args, run, start_farm};
 pub use events::{Tap, TapFrame};
 pub use faults::{Faults, QueueReply};
@@ -94,6 +97,7 @@ pub use trace::{Mark, Traced};
 use events::Hub;
 use faults::Fault;
 use files::Files;
+use nodes::Nodes;
 use queue::{Board, Finished, Item};
 use trace::Trace;
 
@@ -131,6 +135,11 @@ pub struct SimConfig {
     pub history_size: usize,
     /// How many frames may wait for a slow WebSocket reader before it is dropped.
     pub socket_queue: usize,
+    /// Nodes that this server lacks.
+    pub without_nodes: Vec<String>,
+    /// Checkpoints that this server has. With any, `CheckpointLoaderSimple` lists them, and
+    /// `PacedImage` has an optional input `model` that takes what it loads.
+    pub models: Vec<String>,
 }
 
 impl Default for SimConfig {
@@ -148,6 +157,8 @@ impl Default for SimConfig {
             keep_outputs: 10_000,
             history_size: 10_000,
             socket_queue: 10_000,
+            without_nodes: Vec::new(),
+            models: Vec::new(),
         }
     }
 }
@@ -182,6 +193,7 @@ struct Core {
     config: SimConfig,
     addr: SocketAddr,
     files: Arc<Files>,
+    nodes: Nodes,
     hub: Hub,
     fault: Fault,
     board: Mutex<Board>,
@@ -216,6 +228,7 @@ impl Core {
             free_memory: AtomicBool::new(false),
             temp_suffix: suffix(config.seed),
             files: Arc::new(files),
+            nodes: Nodes::new(&config.without_nodes, &config.models),
             config,
             addr,
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::graph::{Made, NodeCache};
+use super::nodes::LOADER;
 use super::picture::{self, Picture};
 use super::reply::python_json;
 use super::worker::Run;
@@ -43,6 +44,7 @@ impl Run<'_> {
             "PacedImage" => self.paced(id, inputs).await,
             "EmptyImage" => Ok(empty_image(inputs)),
             "LoadImage" => self.load(inputs).await,
+            LOADER => Ok(Made { images: Vec::new(), ui: None }),
             "SaveImage" => self.save(id, inputs, cache, false).await,
             "PreviewImage" => self.save(id, inputs, cache, true).await,
             other => Err(Stop::failed("KeyError", format!("'{other}'"))),

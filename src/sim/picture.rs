@@ -7,12 +7,12 @@ use std::sync::OnceLock;
 
 use image::codecs::jpeg::JpegEncoder;
 use image::error::{LimitError, LimitErrorKind};
-use image::{DynamicImage, ImageError, ImageFormat, ImageReader, ImageResult, Rgb, RgbImage};
+use image::{DynamicImage, ImageError, ImageFormat, ImageResult, Rgb, RgbImage};
+
+use crate::comfy::view::{MAX_PIXELS, open};
 
 /// Side of the images that `PacedImage` makes.
 pub(super) const SIDE: u32 = 64;
-/// Pixels of the largest image that is rendered; a larger one fails its node.
-const MAX_PIXELS: u64 = 64 << 20;
 /// How many shades the previews go through from the first step to the last.
 const SHADES: usize = 16;
 
@@ -68,11 +68,6 @@ impl Picture {
             Self::File(path) => Ok(open(path)?.into_rgb8().into()),
         }
     }
-}
-
-/// Reads an image file, within the decoder's default limits of memory.
-pub(super) fn open(path: &Path) -> ImageResult<DynamicImage> {
-    ImageReader::open(path)?.with_guessed_format()?.decode()
 }
 
 /// The PNG that a workflow `PacedImage(seed) → SaveImage` writes: the same bytes for the same

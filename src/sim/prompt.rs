@@ -55,7 +55,7 @@ pub(super) async fn post(State(core): State<Arc<Core>>, body: Bytes) -> Answer {
     let targets = targets(&body)?;
     let exists =
         |name: &str| core.files.annotated(name, "input").is_some_and(|path| path.is_file());
-    let valid = validate(&mut prompt, targets.as_deref(), &exists).map_err(refused)?;
+    let valid = validate(&core.nodes, &mut prompt, targets.as_deref(), &exists).map_err(refused)?;
     let item = Item {
         number: number.clone(),
         id: id.clone(),

@@ -75,7 +75,7 @@ fn prefixed() -> Vec<(&'static str, MethodRouter<Arc<Core>>)> {
         ("/models", get(info::models)),
         ("/models/{folder}", get(info::models_in)),
         ("/experiment/models", get(info::model_list)),
-        ("/experiment/models/{folder}", get(info::models_in)),
+        ("/experiment/models/{folder}", get(info::models_told)),
         ("/experiment/models/preview/{folder}/{index}/{*file}", get(info::no_preview)),
         ("/extensions", get(info::extensions)),
         ("/workflow_templates", get(info::nothing)),

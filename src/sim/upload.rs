@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use super::Core;
-use super::files::{Files, Upload, inside};
-use super::picture;
+use super::files::{Files, Upload};
 use super::reply::{Answer, Refusal, ok_json};
+use crate::comfy::paths::inside;
+use crate::comfy::view::open;
 
 /// Longest text field, and how many fields are read.
 const MAX_TEXT: usize = 1 << 20;
@@ -162,8 +163,8 @@ fn write_mask(files: &Files, original: &Value, mask: &Path, path: &Path) -> io::
     let Some(file) = files.annotated(&name, folder).filter(|file| file.is_file()) else {
         return Ok(());
     };
-    let mut pixels = picture::open(&file).map_err(io::Error::other)?.into_rgba8();
-    let alpha = picture::open(mask).map_err(io::Error::other)?.into_rgba8();
+    let mut pixels = open(&file).map_err(io::Error::other)?.into_rgba8();
+    let alpha = open(mask).map_err(io::Error::other)?.into_rgba8();
     if alpha.dimensions() != pixels.dimensions() {
         return Err(io::ErrorKind::InvalidInput.into());
     }

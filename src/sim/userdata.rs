@@ -11,10 +11,10 @@ use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 
 use super::Core;
-use super::files::{inside, modified_ns};
 use super::prompt::json_body;
 use super::reply::{Answer, Query, Refusal, empty, ok_json};
-use super::view;
+use crate::comfy::file_reply::{file, media_type};
+use crate::comfy::paths::{inside, modified_ns};
 
 /// Most settings kept, and most files listed.
 const MAX_SETTINGS: usize = 10_000;
@@ -204,7 +204,7 @@ pub(super) async fn get(
     if !path.is_file() {
         return Err(ABSENT);
     }
-    view::file(&path, &headers, view::media_type(&path)).await
+    file(&path, &headers, media_type(&path)).await
 }
 
 /// `POST /userdata/{file}`.

@@ -5,11 +5,13 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::nodes::{Class, recorded};
+use super::nodes::{Class, Nodes, recorded};
 use super::reply::python_json;
 
 /// Links are followed this deep, as Python's recursion limit would stop them too.
 const MAX_DEPTH: usize = 64;
+/// Longer lists of choices are not repeated in an error.
+const MAX_CHOICES_TOLD: usize = 20;
 
 /// What validation found of a prompt that may run.
 #[derive(Debug)]
@@ -23,15 +25,17 @@ pub(super) struct Valid {
 /// A Python exception: its type and text.
 struct Raised(&'static str, String);
 
-/// Checks a prompt and converts its inputs in place, or gives the body of the 400; `targets` are `partial_execution_targets`,
-/// `image_exists` says whether `LoadImage` could open a name.
+/// Checks a prompt against the server's `nodes` and converts its inputs in place, or gives the
+/// body of the 400; `targets` are `partial_execution_targets`, `image_exists` says whether
+/// `LoadImage` could open a name.
 pub(super) fn validate(
+    nodes: &Nodes,
     prompt: &mut Map<String, Value>,
     targets: Option<&[String]>,
     image_exists: &dyn Fn(&str) -> bool,
 ) -> Result<Valid, Value> {
-    let wanted = wanted_outputs(prompt, targets)?;
-    let mut check = Check { prompt, image_exists, seen: Vec::new(), known: HashMap::new() };
+    let wanted = wanted_outputs(nodes, prompt, targets)?;
+    let mut check = Check { nodes, prompt, image_exists, seen: Vec::new(), known: HashMap::new() };
     let mut valid = Valid { outputs: Vec::new(), node_errors: Map::new() };
     let mut lines = Vec::new();
     for output in wanted {
@@ -79,6 +83,7 @@ pub(super) fn error(kind: &str, message: &str, details: &str, extra_info: Value)
 }
 
 fn wanted_outputs(
+    nodes: &Nodes,
     prompt: &Map<String, Value>,
     targets: Option<&[String]>,
 ) -> Result<Vec<String>, Value> {
@@ -92,7 +97,7 @@ fn wanted_outputs(
             let message = "Cannot execute because a node is missing the class_type property.";
             return Err(refused(message));
         };
-        let Some(class) = class_type.as_str().and_then(Class::of) else {
+        let Some(class) = class_type.as_str().and_then(|name| nodes.class(name)) else {
             let name = plain(class_type);
             return Err(refused(&format!("Cannot execute because node {name} does not exist.")));
         };
@@ -116,6 +121,7 @@ enum Trouble {
 }
 
 struct Check<'a> {
+    nodes: &'a Nodes,
     prompt: &'a mut Map<String, Value>,
     image_exists: &'a dyn Fn(&str) -> bool,
     /// Ids in the order their checks ended.
@@ -160,7 +166,7 @@ impl Check<'_> {
             return Err(raised("RecursionError", "maximum recursion depth exceeded"));
         }
         let node = self.prompt.get(id).ok_or_else(|| raised("KeyError", format!("'{id}'")))?;
-        let class = class_of(node)?;
+        let class = class_of(self.nodes, node)?;
         let mut inputs = match node.get("inputs") {
             Some(Value::Object(inputs)) => inputs.clone(),
             Some(_) => return Err(raised("TypeError", "argument of type is not iterable")),
@@ -208,7 +214,7 @@ impl Check<'_> {
         };
         let from = from.as_str().ok_or_else(|| raised("KeyError", python_json(from)))?;
         let node = self.prompt.get(from).ok_or_else(|| raised("KeyError", format!("'{from}'")))?;
-        let class = class_of(node)?;
+        let class = class_of(self.nodes, node)?;
         let slot = slot.as_u64().and_then(|slot| usize::try_from(slot).ok());
         let received = slot
             .and_then(|slot| class.output(slot))
@@ -243,9 +249,9 @@ impl Check<'_> {
     }
 }
 
-fn class_of(node: &Value) -> Result<Class, Trouble> {
+fn class_of<'a>(nodes: &'a Nodes, node: &Value) -> Result<Class<'a>, Trouble> {
     let name = node.get("class_type").and_then(Value::as_str).unwrap_or_default();
-    Class::of(name).ok_or_else(|| raised("KeyError", format!("'{name}'")))
+    nodes.class(name).ok_or_else(|| raised("KeyError", format!("'{name}'")))
 }
 
 fn raised(kind: &'static str, text: impl Into<String>) -> Trouble {
@@ -296,7 +302,31 @@ fn literal(
         let message = "Custom validation failed for node";
         return Some(error("custom_validation_failed", message, &details, extra));
     }
-    out_of_bounds(name, spec, value)
+    not_offered(name, spec, value).or_else(|| out_of_bounds(name, spec, value))
+}
+
+/// A choice that is not in the list.
+fn not_offered(name: &str, spec: &Value, value: &Value) -> Option<Value> {
+    let choices = spec[0].as_array()?;
+    if choices.contains(value) {
+        return None;
+    }
+    // Upstream does not send long lists back.
+    let long = choices.len() > MAX_CHOICES_TOLD;
+    let (told, config) = if long {
+        (format!("(list of length {})", choices.len()), Value::Null)
+    } else {
+        (python_list(choices), spec.clone())
+    };
+    let details = format!("{name}: '{}' not in {told}", plain(value));
+    let extra = json!({"input_name": name, "input_config": config, "received_value": value});
+    Some(error("value_not_in_list", "Value not in list", &details, extra))
+}
+
+/// `str(list)` of a list of texts.
+fn python_list(choices: &[Value]) -> String {
+    let each: Vec<String> = choices.iter().map(|choice| format!("'{}'", plain(choice))).collect();
+    format!("[{}]", each.join(", "))
 }
 
 fn out_of_bounds(name: &str, spec: &Value, value: &Value) -> Option<Value> {
@@ -388,7 +418,8 @@ mod tests {
 
     fn run(prompt: Value, targets: Option<&[String]>) -> Result<(Valid, Value), Value> {
         let mut prompt = super::super::reply::object(prompt);
-        let valid = validate(&mut prompt, targets, &|name| name == "there.png")?;
+        let nodes = Nodes::new(&[], &["a.safetensors".to_owned()]);
+        let valid = validate(&nodes, &mut prompt, targets, &|name| name == "there.png")?;
         Ok((valid, Value::Object(prompt)))
     }
 
@@ -441,6 +472,21 @@ mod tests {
         let text = json!({"1": {"class_type": "EmptyImage", "inputs":
             {"width": "x", "height": 1, "batch_size": 1, "color": 0}}, "2": save(&json!(["1", 0]))});
         assert_eq!(first_error(text, "1")["type"], "invalid_input_type");
+    }
+
+    #[test]
+    fn a_model_that_is_not_there_is_not_in_the_list() {
+        let prompt = |model: &str| {
+            let loader =
+                json!({"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": model}});
+            let paced = json!({"class_type": "PacedImage", "inputs": {"seconds": 1, "steps": 1,
+                "seed": 1, "fail_at": -1, "preview": false, "model": ["1", 0]}});
+            json!({"1": loader, "2": paced, "3": save(&json!(["2", 0]))})
+        };
+        assert!(run(prompt("a.safetensors"), None).is_ok());
+        let error = first_error(prompt("b.safetensors"), "1");
+        assert_eq!(error["type"], "value_not_in_list");
+        assert_eq!(error["details"], "ckpt_name: 'b.safetensors' not in ['a.safetensors']");
     }
 
     #[test]

@@ -82,7 +82,8 @@ pub fn unknown() -> Rejection {
         .cure("GET /lb/tasks lists those that are remembered")
 }
 
-fn had_ended(task: &TaskView) -> Rejection {
+/// It cannot be cancelled any more.
+pub fn had_ended(task: &TaskView) -> Rejection {
     let message = format!("the task had ended: it is {}", task.state.name());
     Rejection::new(Kind::Conflict, message).cure("only queued and running tasks can be cancelled")
 }

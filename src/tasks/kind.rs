@@ -61,8 +61,7 @@ impl<'de> Visitor<'de> for ModelNames {
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Models, E> {
-        let is_model = MODELS.iter().any(|end| text.ends_with(end));
-        Ok(Models(if is_model { vec![text.to_owned()] } else { Vec::new() }))
+        Ok(Models(if is_model(text) { vec![text.to_owned()] } else { Vec::new() }))
     }
 
     fn visit_bool<E>(self, _: bool) -> Result<Models, E> {
@@ -102,16 +101,26 @@ impl<'de> Visitor<'de> for ModelNames {
     }
 }
 
+/// Whether a text names the file of a model, as far as kinds go.
+pub(crate) fn is_model(text: &str) -> bool {
+    MODELS.iter().any(|end| text.ends_with(end))
+}
+
 impl Kind {
     /// The kind of the prompt that a POST's body carries; `None` when it cannot be told.
     pub fn of(body: &[u8]) -> Option<Self> {
         let Body { prompt } = lenient::from_slice(body).ok()?;
-        let count = prompt.len();
-        let (mut types, mut models) = (Vec::with_capacity(count), Vec::new());
+        let (mut types, mut models) = (Vec::with_capacity(prompt.len()), Vec::new());
         for node in prompt.into_values() {
             types.push(node.class_type);
             models.extend(node.inputs.0);
         }
+        Self::from_parts(types, models)
+    }
+
+    /// The kind of a prompt with these node types, one for each node, and models.
+    pub(crate) fn from_parts(mut types: Vec<String>, mut models: Vec<String>) -> Option<Self> {
+        let count = types.len();
         if count == 0 {
             return None;
         }

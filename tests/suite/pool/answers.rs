@@ -28,12 +28,14 @@ async fn verdicts_are_the_servers_own_at_an_idle_and_at_a_full_farm() {
             json!({}),
         ] {
             let body = json!({"prompt": prompt, "client_id": "judged"});
-            let (expected, got) = (direct.send("/prompt", &body).await, painter.send("/prompt", &body).await);
+            let (expected, got) =
+                (direct.send("/prompt", &body).await, painter.send("/prompt", &body).await);
             assert_eq!(expected.0, 400);
             assert_eq!(got, expected, "{round}");
         }
         let body = json!({"prompt": partly_valid(), "client_id": "judged"});
-        let (expected, got) = (direct.send("/prompt", &body).await, painter.send("/prompt", &body).await);
+        let (expected, got) =
+            (direct.send("/prompt", &body).await, painter.send("/prompt", &body).await);
         assert_eq!((got.0, &got.1["node_errors"]), (200, &expected.1["node_errors"]), "{round}");
         assert_ne!(got.1["node_errors"], json!({}));
         for seed in 0..3 {
@@ -42,10 +44,10 @@ async fn verdicts_are_the_servers_own_at_an_idle_and_at_a_full_farm() {
     }
     // What is no prompt at all is a server's business too.
     for body in ["", "{", "[]", "null", r#"{"prompt": 7}"#, r#"{"client_id": "x"}"#] {
-        let post = |base: &str| {
-            painter.http.post(format!("{base}/prompt")).body(body.to_owned()).send()
-        };
-        let (expected, got) = (post(&direct.base).await.unwrap(), post(&gateway.data).await.unwrap());
+        let post =
+            |base: &str| painter.http.post(format!("{base}/prompt")).body(body.to_owned()).send();
+        let (expected, got) =
+            (post(&direct.base).await.unwrap(), post(&gateway.data).await.unwrap());
         assert_eq!(got.status(), expected.status(), "{body:?}");
         assert_eq!(got.text().await.unwrap(), expected.text().await.unwrap(), "{body:?}");
     }
@@ -88,7 +90,8 @@ async fn ids_and_numbers_that_are_none_are_named() {
         assert_eq!((status, &refused["error"]["type"]), (400, &json!(kind)), "{value}");
     }
     let nan = format!(r#"{{"prompt": {}, "number": NaN}}"#, paced(1, 0.1));
-    let reply = painter.http.post(format!("{}/prompt", gateway.data)).body(nan).send().await.unwrap();
+    let reply =
+        painter.http.post(format!("{}/prompt", gateway.data)).body(nan).send().await.unwrap();
     assert_eq!(reply.status(), 400);
     for value in [json!({"prompt_id": null}), json!({"client_id": null}), json!({})] {
         let mut body = json!({"prompt": paced(1, 0.1)});

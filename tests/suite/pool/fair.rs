@@ -26,7 +26,8 @@ async fn a_batch_of_500_does_not_starve_the_next_client() {
     }
     let other = Painter::connect(&gateway.data, "single").await;
     let prompt = paint_as(&other, &single, 1).await;
-    let ended = |sims: &[comfygate::sim::Sim]| sims.iter().map(comfygate::sim::Sim::finished).sum::<u64>();
+    let ended =
+        |sims: &[comfygate::sim::Sim]| sims.iter().map(comfygate::sim::Sim::finished).sum::<u64>();
     let before = ended(&farm);
     other.until(|heard| heard.iter().any(|one| one.name() == "execution_start")).await;
     // Those that ran when it came, and at most one more turn of the batch on each server.
@@ -42,7 +43,8 @@ async fn one_clients_prompts_run_by_number_front_and_arrival() {
     let first = painter.paint(paced(0, 3.0)).await;
     painter.until(|heard| heard.iter().any(|one| one.name() == "execution_start")).await;
     let mut ids = Vec::new();
-    for extra in [json!({}), json!({"number": 0.5}), json!({"front": true}), json!({"number": -9})] {
+    for extra in [json!({}), json!({"number": 0.5}), json!({"front": true}), json!({"number": -9})]
+    {
         let mut body = json!({"prompt": paced(ids.len() as u64 + 1, 0.1), "client_id": painter.id});
         body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         let (status, reply) = painter.send("/prompt", &body).await;
@@ -51,7 +53,8 @@ async fn one_clients_prompts_run_by_number_front_and_arrival() {
     }
     let [plain, half, front, nine] = <[String; 4]>::try_from(ids).unwrap();
     let queue = painter.get("/queue").await;
-    let pending: Vec<_> = queue["queue_pending"].as_array().unwrap().iter().map(|i| i[1].clone()).collect();
+    let pending: Vec<_> =
+        queue["queue_pending"].as_array().unwrap().iter().map(|i| i[1].clone()).collect();
     assert_eq!(pending, [&nine, &front, &half, &plain].map(|id| json!(id)));
     painter.finished(&first).await;
     for id in [&nine, &front, &half, &plain] {
@@ -76,7 +79,8 @@ async fn more_than_may_wait_are_told_to_come_back() {
         painter.paint(paced(seed, 20.0)).await;
     }
     let body = json!({"prompt": paced(9, 1.0), "client_id": "many"});
-    let reply = painter.http.post(format!("{}/prompt", gateway.data)).json(&body).send().await.unwrap();
+    let reply =
+        painter.http.post(format!("{}/prompt", gateway.data)).json(&body).send().await.unwrap();
     assert_eq!(reply.status(), 429);
     assert!(reply.headers().contains_key("retry-after"));
     let refused: serde_json::Value = reply.json().await.unwrap();

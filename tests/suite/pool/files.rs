@@ -57,7 +57,8 @@ async fn an_output_of_one_server_is_an_input_on_any() {
     let painter = Painter::connect(&gateway.data, "reuser").await;
     let made = painter.paint(paced(21, 0.1)).await;
     let image = painter.entry(&made).await["outputs"]["2"]["images"][0].clone();
-    let path = format!("{}/{}", image["subfolder"].as_str().unwrap(), image["filename"].as_str().unwrap());
+    let path =
+        format!("{}/{}", image["subfolder"].as_str().unwrap(), image["filename"].as_str().unwrap());
     let annotated = format!("{path} [output]");
     for _ in 0..3 {
         let copy = painter.paint(copy_of(&annotated)).await;
@@ -88,6 +89,7 @@ async fn a_file_without_its_prefix_is_never_anothers() {
     assert_eq!(stranger.status(), 404, "two servers have one of that name");
     let unknown = json!({"filename": "nothing.png", "subfolder": "", "type": "output"});
     assert_eq!(painter.view(&unknown).await.0, 404);
-    let elsewhere = json!({"filename": first["filename"], "subfolder": "@nobody", "type": "output"});
+    let elsewhere =
+        json!({"filename": first["filename"], "subfolder": "@nobody", "type": "output"});
     assert_eq!(painter.view(&elsewhere).await.0, 404);
 }

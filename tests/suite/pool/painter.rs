@@ -68,7 +68,8 @@ impl Painter {
         let target = format!("/ws?clientId={id}");
         let (mut socket, _) = socket::open(address, &target, &[]).await.unwrap();
         if flags {
-            let features = json!({"type": "feature_flags", "data": {"supports_preview_metadata": true}});
+            let features =
+                json!({"type": "feature_flags", "data": {"supports_preview_metadata": true}});
             socket.send(Message::text(features.to_string())).await.unwrap();
         }
         let heard = Arc::new(Mutex::new(Vec::new()));
@@ -90,7 +91,8 @@ impl Painter {
             }
         });
         let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
-        let painter = Self { http, base: base.to_owned(), id: id.to_owned(), heard, changed, listening };
+        let painter =
+            Self { http, base: base.to_owned(), id: id.to_owned(), heard, changed, listening };
         painter.until(|heard| heard.iter().any(|one| one.name() == "status")).await;
         painter
     }
@@ -112,7 +114,11 @@ impl Painter {
             while !condition(&self.heard.lock()) {
                 if changed.changed().await.is_err() {
                     // The socket has ended: what has come is all there will be.
-                    assert!(condition(&self.heard.lock()), "the socket ended before: {:?}", self.names());
+                    assert!(
+                        condition(&self.heard.lock()),
+                        "the socket ended before: {:?}",
+                        self.names()
+                    );
                     return;
                 }
             }
@@ -180,7 +186,8 @@ impl Painter {
             .into_iter()
             .map(|name| (name, file[name].as_str().unwrap()))
             .collect();
-        let reply = self.http.get(format!("{}/view", self.base)).query(&query).send().await.unwrap();
+        let reply =
+            self.http.get(format!("{}/view", self.base)).query(&query).send().await.unwrap();
         (reply.status().as_u16(), reply.bytes().await.unwrap().to_vec())
     }
 

@@ -32,7 +32,11 @@ async fn a_prompts_events_are_those_of_one_server_and_reach_its_owner_alone() {
             all.map(|bytes| bytes[..4].to_vec()).collect()
         };
         assert_eq!(binaries(&here), binaries(&there));
-        assert_eq!(names(&stranger.heard()), Vec::<&str>::new(), "strangers hear of the depth only");
+        assert_eq!(
+            names(&stranger.heard()),
+            Vec::<&str>::new(),
+            "strangers hear of the depth only"
+        );
     }
 }
 

@@ -72,7 +72,8 @@ async fn an_interrupt_stops_the_prompt_it_names_and_the_next_begins() {
     let (status, _) = painter.send("/interrupt", &json!({"prompt_id": posted[1]})).await;
     assert_eq!(status, 200);
     painter.finished(&posted[1]).await;
-    let names: Vec<_> = painter.events_of(&posted[1]).iter().map(|one| one.name().to_owned()).collect();
+    let names: Vec<_> =
+        painter.events_of(&posted[1]).iter().map(|one| one.name().to_owned()).collect();
     assert!(names.contains(&"execution_interrupted".to_owned()), "{names:?}");
     painter.until(|heard| started(heard) == 3).await;
     let queue = painter.get("/queue").await;

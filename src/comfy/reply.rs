@@ -12,15 +12,15 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 /// What a handler gives: a reply, or one of the server's refusals.
-pub(super) type Answer = Result<Response, Refusal>;
+pub type Answer = Result<Response, Refusal>;
 
 /// Content type of every reply made by `json_response`.
-pub(super) const JSON: &str = "application/json; charset=utf-8";
+pub const JSON: &str = "application/json; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Why a request got no proper reply.
 #[derive(Debug)]
-pub(super) enum Refusal {
+pub enum Refusal {
     /// A status with an empty body.
     Bare(StatusCode),
     /// A status with a line of text.
@@ -49,34 +49,34 @@ impl IntoResponse for Refusal {
 }
 
 /// `json_response(value)`.
-pub(super) fn ok_json(value: &Value) -> Response {
+pub fn ok_json(value: &Value) -> Response {
     json_reply(StatusCode::OK, value)
 }
 
 /// `json_response(value, status=…)`.
-pub(super) fn json_reply(status: StatusCode, value: &Value) -> Response {
+pub fn json_reply(status: StatusCode, value: &Value) -> Response {
     typed(status, JSON, python_json(value))
 }
 
 /// `Response(status=…, text=…)`.
-pub(super) fn text(status: StatusCode, line: impl Into<String>) -> Response {
+pub fn text(status: StatusCode, line: impl Into<String>) -> Response {
     typed(status, TEXT, line.into())
 }
 
 /// `Response(status=…)`: no body and no content type.
-pub(super) fn empty(status: StatusCode) -> Response {
+pub fn empty(status: StatusCode) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
     response
 }
 
 /// `{"error": …}` with status 400.
-pub(super) fn bad(message: &str) -> Refusal {
+pub fn bad(message: &str) -> Refusal {
     Refusal::Json(StatusCode::BAD_REQUEST, json!({"error": message}))
 }
 
 /// An unhandled exception, as aiohttp shows it.
-pub(super) fn crash() -> Response {
+pub fn crash() -> Response {
     let mut response = text(
         StatusCode::INTERNAL_SERVER_ERROR,
         "500 Internal Server Error\n\nServer got itself in trouble",
@@ -93,7 +93,7 @@ fn typed(status: StatusCode, content_type: &'static str, body: String) -> Respon
 }
 
 /// A value as `json.dumps` writes it.
-pub(super) fn python_json(value: &impl Serialize) -> String {
+pub fn python_json(value: &impl Serialize) -> String {
     let mut out = Vec::with_capacity(256);
     let mut writer = serde_json::Serializer::with_formatter(&mut out, PythonStyle);
     match value.serialize(&mut writer) {
@@ -103,7 +103,7 @@ pub(super) fn python_json(value: &impl Serialize) -> String {
 }
 
 /// The object in a value, or an empty one.
-pub(super) fn object(value: Value) -> Map<String, Value> {
+pub fn object(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(map) => map,
         _ => Map::new(),
@@ -157,22 +157,22 @@ impl serde_json::ser::Formatter for PythonStyle {
 }
 
 /// The query of a request, first value of each name, as `request.rel_url.query.get` reads it.
-pub(super) struct Query(Vec<(String, String)>);
+pub struct Query(Vec<(String, String)>);
 
 impl Query {
     /// Reads a request's query.
-    pub(super) fn of(uri: &http::Uri) -> Self {
+    pub fn of(uri: &http::Uri) -> Self {
         let raw = uri.query().unwrap_or_default().as_bytes();
         Self(url::form_urlencoded::parse(raw).into_owned().collect())
     }
 
     /// The first value under `name`.
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
+    pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     /// Whether `name` is `true` in any case.
-    pub(super) fn is_true(&self, name: &str) -> bool {
+    pub fn is_true(&self, name: &str) -> bool {
         self.get(name).is_some_and(|value| value.eq_ignore_ascii_case("true"))
     }
 }

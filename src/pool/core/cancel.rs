@@ -1,0 +1,47 @@
+//! An owner's wish to stop a job, acted on as soon as it is known where the job is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::entry::Life;
+use super::timers::Timer;
+use super::{Action, Core, Outcome};
+use crate::pool::job::JobId;
+
+/// An interrupt sent while a prompt is taken from the queue is lost: it is sent again.
+const REPEAT: Duration = Duration::from_secs(1);
+
+impl Core {
+    /// The owner wants a job stopped.
+    pub(super) fn cancel(&mut self, id: JobId) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if entry.cancelled {
+            return;
+        }
+        entry.cancelled = true;
+        if self.line.contains(id) {
+            self.end(id, Outcome::Cancelled, None);
+        } else {
+            self.pursue_cancel(id);
+        }
+    }
+
+    /// Does what can be done now to stop a cancelled job.
+    pub(super) fn pursue_cancel(&mut self, id: JobId) {
+        let Some(entry) = self.entries.get(&id).filter(|e| e.cancelled && e.accepted) else {
+            return;
+        };
+        let Some(place) = entry.place.as_ref().filter(|place| place.doubtful.is_none()) else {
+            return;
+        };
+        match place.life {
+            Life::Sent => self.take_back(id),
+            Life::Running => {
+                let (job, backend) = (Arc::clone(&entry.job), place.lane);
+                self.out.push(Action::Interrupt { job, backend });
+                self.wake(REPEAT, Timer::Interrupt(id));
+            }
+            Life::Ending => {}
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Does what the core decides.
+//!
+//! [`Pool::tell`] hands an input to the core and performs its actions under the core's lock, so
+//! that journal and tasks hear of moves in their order. Performing is quick: what needs the network
+//! becomes a task of its own ([`errands`](super::errands)), whose answer comes back as an input.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use log::warn;
+
+use super::Pool;
+use super::core::{Action, Input, Kept, Outcome, Phase, Refusal};
+use super::job::{Job, JobId};
+use super::journal::{Accepted, Change, Ended, Moved};
+use super::own::prompt::Answer;
+use super::submission::jobs::Summary;
+use super::submission::{self, Number};
+use crate::backend::BackendId;
+use crate::clock::Moment;
+use crate::comfy::history::Entry;
+use crate::logging::TARGET;
+use crate::rejection::{Kind, Rejection};
+use crate::tasks::{self, Placed, THE_LINE};
+
+impl Pool {
+    /// Tells the core what happened and does what follows.
+    pub fn tell(self: &Arc<Self>, input: Input) {
+        let mut actions = Vec::new();
+        let told = {
+            let mut core = self.core.lock();
+            core.handle(input, Moment::now(), &mut actions);
+            let told = actions.iter().any(changes_status);
+            for action in actions {
+                self.perform(action);
+            }
+            told.then(|| core.open_jobs() as u64)
+        };
+        if let Some(open) = told {
+            self.hub.status(open);
+        }
+        self.alarm.notify_one();
+    }
+
+    /// Ticks whenever the core wants it, for as long as the process lives.
+    pub(super) async fn tick(self: Arc<Self>) {
+        loop {
+            let next = self.core.lock().next_tick();
+            let due = async {
+                match next {
+                    Some(at) => tokio::time::sleep(at.since(Moment::now())).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => self.tell(Input::Tick),
+                () = self.alarm.notified() => {}
+            }
+        }
+    }
+
+    fn perform(self: &Arc<Self>, action: Action) {
+        match action {
+            Action::Post(post) => self.spawn(|pool| pool.post(post)),
+            Action::TakeBack { job, backend, attempt } => {
+                self.spawn(move |pool| pool.take_back(job, backend, attempt));
+            }
+            Action::Ask { job, backend, attempt } => {
+                self.spawn(move |pool| pool.ask_about(job, backend, attempt));
+            }
+            Action::Interrupt { job, backend } => {
+                self.spawn(move |pool| pool.interrupt(job, backend));
+            }
+            Action::Accept { job, reply } => self.accept(&job, reply),
+            Action::Refuse { job, refusal } => self.refuse(&job, refusal),
+            Action::Moved { job, phase, attempt } => self.moved(&job, phase, attempt),
+            Action::Ended { job, outcome, backend, attempts, run_seconds } => {
+                self.ended(&job, outcome, backend, attempts, run_seconds);
+            }
+            Action::Suspect(backend) => self.suspect(backend),
+        }
+    }
+
+    fn spawn<F: Future<Output = ()> + Send + 'static>(
+        self: &Arc<Self>,
+        errand: impl FnOnce(Arc<Self>) -> F,
+    ) {
+        tokio::spawn(errand(Arc::clone(self)));
+    }
+
+    /// Puts jobs back that an earlier process left.
+    pub(super) fn restore(self: &Arc<Self>, kept: Vec<Kept>) {
+        let mut actions = Vec::new();
+        let mut core = self.core.lock();
+        core.restore(kept, Moment::now(), &mut actions);
+        for action in actions {
+            self.perform(action);
+        }
+    }
+
+    /// Enters a job in the list of tasks.
+    pub(super) fn enter(&self, job: &Job) {
+        self.tasks.accepted(tasks::Accepted {
+            id: job.prompt_id.to_string(),
+            key: job.owner.key,
+            caller: job.owner.caller.to_string(),
+            backend: THE_LINE,
+            backend_name: "".into(),
+            breaks: 0,
+        });
+        if let Some(kind) = &job.kind {
+            self.tasks.set_kind(THE_LINE, &job.prompt_id, kind.clone());
+        }
+    }
+
+    /// Keeps an accepted job, then answers its client.
+    fn accept(self: &Arc<Self>, job: &Arc<Job>, reply: bytes::Bytes) {
+        self.enter(job);
+        let kept = self.journal.write(Change::Accepted(Accepted {
+            job: Arc::clone(job),
+            reply: reply.clone(),
+            fingerprint: submission::fingerprint(&job.body),
+            counter: u64::try_from(self.counter.at()).unwrap_or_default(),
+        }));
+        let (pool, job, id) = (Arc::clone(self), Arc::clone(job), job.id);
+        tokio::spawn(async move {
+            let answer = match kept.await {
+                Ok(()) => {
+                    Answer::Accepted(submission::reply(&reply, &job.prompt_id, Number::of(&job)))
+                }
+                Err(error) => {
+                    warn!(target: TARGET, "a prompt was refused because it could not be kept: {error}");
+                    pool.tell(Input::Cancel(id));
+                    Answer::Refused(not_kept())
+                }
+            };
+            pool.answer(id, answer);
+        });
+    }
+
+    fn refuse(&self, job: &Job, refusal: Refusal) {
+        self.forget(job);
+        let answer = match refusal {
+            Refusal::Server { status, content_type, body } => {
+                Answer::Server { status, content_type, body }
+            }
+            Refusal::Full => Answer::Refused(
+                Rejection::new(Kind::QueueFull, "as many prompts wait as may")
+                    .cure("try again later; queue.max_size raises the limit")
+                    .retry_after(self.drains_in()),
+            ),
+            Refusal::NoBackend => Answer::Refused(
+                Rejection::new(Kind::NoBackend, "no ComfyUI server can take prompts at the moment")
+                    .retry_after(5),
+            ),
+            Refusal::Timeout => Answer::Refused(
+                Rejection::new(
+                    Kind::NoBackend,
+                    "no ComfyUI server answered in time; nothing was queued",
+                )
+                .retry_after(5),
+            ),
+        };
+        self.answer(job.id, answer);
+    }
+
+    fn answer(&self, id: JobId, answer: Answer) {
+        if let Some(waits) = self.verdicts.lock().remove(&id) {
+            let _ = waits.send(answer);
+        }
+    }
+
+    fn moved(&self, job: &Arc<Job>, phase: Phase, attempts: u32) {
+        let (backend, running) = match phase {
+            Phase::Waiting => (None, false),
+            Phase::Sent(backend) | Phase::Doubtful(backend) => (Some(backend), false),
+            Phase::Running(backend) | Phase::Ending(backend) => (Some(backend), true),
+        };
+        let placed = Placed {
+            backend: backend.unwrap_or(THE_LINE),
+            name: backend.map_or_else(|| "".into(), |backend| self.name_of(backend)),
+            running,
+            attempts,
+        };
+        if phase == Phase::Waiting {
+            self.hub.withdrawn(&job.owner, job.id);
+        }
+        self.tasks.placed(&job.prompt_id, &placed);
+        let remote_id = backend.and_then(|backend| self.posted.id_at(backend, job.id));
+        let remote_id = remote_id.filter(|id| *id != job.prompt_id);
+        drop(self.journal.write(Change::Moved(Moved { id: job.id, phase, attempts, remote_id })));
+        self.line_moved.notify_one();
+    }
+
+    fn ended(
+        &self,
+        job: &Arc<Job>,
+        outcome: Outcome,
+        backend: Option<BackendId>,
+        attempts: u32,
+        run_seconds: Option<f64>,
+    ) {
+        self.forget(job);
+        let entry = self.entries.lock().remove(&job.id);
+        let told = match &outcome {
+            Outcome::Completed => Entry::Completed { run_seconds },
+            Outcome::Failed { error } => Entry::Failed { error: error.clone() },
+            Outcome::Cancelled => Entry::Interrupted,
+        };
+        self.tasks.ended(&job.prompt_id, told, attempts);
+        self.hub.ended(&job.owner, job.id);
+        let entry = entry.or_else(|| self.entry_without_server(job, &outcome)).unwrap_or_default();
+        if !entry.is_empty() {
+            self.made.took(job.owner.key, &entry);
+        }
+        let summary = Summary::of(job).ended(&entry);
+        let summary = serde_json::to_vec(&summary).unwrap_or_default();
+        drop(self.journal.write(Change::Ended(Box::new(Ended {
+            id: job.id,
+            outcome,
+            backend,
+            attempts,
+            run_seconds,
+            finished_ms: now_ms(),
+            summary: summary.into(),
+            entry,
+        }))));
+        self.line_moved.notify_one();
+    }
+
+    /// The history entry of a job that failed without any server having one.
+    fn entry_without_server(&self, job: &Job, outcome: &Outcome) -> Option<bytes::Bytes> {
+        let Outcome::Failed { error } = outcome else { return None };
+        let is_output = |class: &str| self.is_output(class);
+        Some(submission::failed_entry(job, b"{}", &is_output, error, now_ms()))
+    }
+
+    /// Forgets what was kept for a job while it was open.
+    fn forget(&self, job: &Job) {
+        self.posted.forget(job.id);
+        self.pins.lock().remove(&job.id);
+        self.rewritten.lock().remove(&job.id);
+        self.held.fetch_sub(job.body.len() as u64, Relaxed);
+    }
+
+    fn suspect(&self, backend: BackendId) {
+        if let Some(backend) = self.fleet.view().get(backend) {
+            warn!(
+                target: TARGET,
+                "backend {} is suspect: its running prompt shows no life, and an interrupt did not help",
+                backend.name()
+            );
+            backend.live.alter(|standing| standing.suspect = true);
+        }
+        self.fleet.touch();
+    }
+
+    /// The name of a backend, also of one that is gone.
+    pub(super) fn name_of(&self, backend: BackendId) -> Arc<str> {
+        let view = self.fleet.view();
+        view.get(backend).map_or_else(|| "".into(), |backend| backend.name().into())
+    }
+
+    /// Seconds after which the line will be shorter, for `Retry-After`.
+    fn drains_in(&self) -> u32 {
+        let view = self.fleet.view();
+        let seconds = view.backends.iter().map(|backend| backend.live.learnt().prompt_seconds);
+        let shortest = seconds.filter(|seconds| *seconds > 0.0).min_by(f64::total_cmp);
+        shortest.map_or(5, |seconds| seconds.clamp(1.0, 60.0).ceil() as u32)
+    }
+}
+
+/// Whether ComfyUI would tell everybody its depth: when a prompt comes, begins or ends.
+fn changes_status(action: &Action) -> bool {
+    match action {
+        Action::Accept { .. } | Action::Ended { .. } => true,
+        Action::Moved { phase, .. } => matches!(phase, Phase::Running(_)),
+        _ => false,
+    }
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn not_kept() -> Rejection {
+    Rejection::new(Kind::StorageUnavailable, "the prompt could not be kept, and was not queued")
+        .cure("look at the gateway's log; is state_dir writable, and its disk full?")
+        .retry_after(5)
+}

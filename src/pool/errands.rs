@@ -1,0 +1,159 @@
+//! The errands of the core: each talks to one backend and brings back one input.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::warn;
+
+use super::Pool;
+use super::core::{Attempt, Input, Known, Post, TakenBack, Verdict};
+use super::events::Flavour;
+use super::files::{Own, prefix};
+use super::job::Job;
+use super::posted::Posted;
+use super::submission::{self, Adoption};
+use crate::backend::{Backend, BackendId};
+use crate::identity::ClientKey;
+use crate::logging::TARGET;
+
+/// A POST without a verdict is given up after this long: ComfyUI's loop may stall for seconds.
+pub(super) const VERDICT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Any other question is.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Pool {
+    /// Posts a prompt under the sid that suits its owner.
+    pub(super) async fn post(self: Arc<Self>, post: Post) {
+        let verdict = match self.backend(post.backend) {
+            Some(backend) => self.post_to(&backend, &post).await,
+            None => Verdict::NotSent,
+        };
+        self.tell(Input::Verdict { job: post.job.id, attempt: post.attempt, verdict });
+    }
+
+    async fn post_to(self: &Arc<Self>, backend: &Arc<Backend>, post: &Post) -> Verdict {
+        let job = &post.job;
+        let flavour = self.flavour_of(job);
+        let body = match self.files.prepare(&job.body, backend, &self.own(job.owner.key)).await {
+            Ok(prepared) => {
+                self.pins.lock().entry(job.id).or_default().extend(prepared.pins);
+                if prepared.body.is_some() {
+                    self.rewritten.lock().insert(job.id);
+                }
+                prepared.body.unwrap_or_else(|| job.body.clone())
+            }
+            Err(error) => {
+                let name = backend.name();
+                warn!(target: TARGET, "{name} cannot have the files of {}: {error}", job.prompt_id);
+                return Verdict::NotSent;
+            }
+        };
+        let number = if post.vetting { submission::LAST } else { job.number };
+        let sid = self.links.sids().of(flavour);
+        let body = submission::render(&body, &sid, number, &job.prompt_id);
+        let posted = Posted { job: Arc::clone(job), flavour };
+        self.posted.add(backend.id, Arc::clone(&job.prompt_id), posted.clone());
+        let verdict = self.ask.post_prompt(backend, &job.prompt_id, body, VERDICT_TIMEOUT).await;
+        if let Verdict::Accepted(reply) = &verdict
+            && let Some(theirs) = submission::remote_id(reply, &job.prompt_id)
+        {
+            self.ear.learn(backend.id, theirs.into(), posted);
+        }
+        verdict
+    }
+
+    /// Takes a prompt back out of a backend's queue.
+    pub(super) async fn take_back(
+        self: Arc<Self>,
+        job: Arc<Job>,
+        backend: BackendId,
+        attempt: Attempt,
+    ) {
+        let result = match self.backend(backend) {
+            Some(backend) => {
+                self.ask.take_back(&backend, &self.id_at(&backend, &job), TIMEOUT).await
+            }
+            None => TakenBack::Unknown,
+        };
+        self.tell(Input::TakenBack { job: job.id, attempt, result });
+    }
+
+    /// Asks a backend what it knows of a prompt, and keeps its history entry if it has ended.
+    pub(super) async fn ask_about(
+        self: Arc<Self>,
+        job: Arc<Job>,
+        backend: BackendId,
+        attempt: Attempt,
+    ) {
+        let known = match self.backend(backend) {
+            Some(at) => {
+                let id = self.id_at(&at, &job);
+                let (known, entry) = self.ask.know(&at, &id, TIMEOUT).await;
+                if let Some(entry) = entry {
+                    self.adopt(&at, &job, &entry);
+                }
+                if let (Known::Running, Some(posted)) = (&known, self.posted.find(backend, &id)) {
+                    self.ear.resume(&self, backend, posted.flavour, &id);
+                }
+                known
+            }
+            None => Known::Unknown,
+        };
+        self.tell(Input::Told { backend, job: job.id, attempt, known });
+    }
+
+    /// Interrupts a running prompt.
+    pub(super) async fn interrupt(self: Arc<Self>, job: Arc<Job>, backend: BackendId) {
+        if let Some(backend) = self.backend(backend) {
+            // Events tell whether it helped.
+            let _ = self.ask.interrupt(&backend, &self.id_at(&backend, &job), TIMEOUT).await;
+        }
+    }
+
+    /// What a caller's own jobs made, for files that are named without their prefix.
+    pub(super) fn own(self: &Arc<Self>, caller: ClientKey) -> Own {
+        let pool = Arc::downgrade(self);
+        Own(Arc::new(move |place| {
+            let Some(pool) = pool.upgrade() else { return Vec::new() };
+            let names = pool.made.by(caller, place);
+            names.iter().map(|name| pool.fleet.id_of(name)).collect()
+        }))
+    }
+
+    /// A backend has a job of an earlier process.
+    pub(super) fn remember(&self, backend: BackendId, id: Arc<str>, job: &Arc<Job>) {
+        // Its owner's socket has not come back yet: what it announced is not known.
+        let posted = Posted { job: Arc::clone(job), flavour: self.flavour_of(job) };
+        self.posted.add(backend, id, posted);
+    }
+
+    /// The socket on which a job's events come in the form that its owner wants.
+    fn flavour_of(&self, job: &Job) -> Flavour {
+        let wants = job.owner.client_id.as_ref().is_some_and(|id| self.hub.flags(id));
+        if wants { Flavour::Flags } else { Flavour::Plain }
+    }
+
+    /// Keeps a history entry as the job's owner is to get it.
+    fn adopt(&self, backend: &Backend, job: &Job, entry: &[u8]) {
+        let reply = self.core.lock().get(job.id).map(|view| view.reply).unwrap_or_default();
+        let adoption = Adoption {
+            job,
+            reply: &reply,
+            remote_id: &self.id_at(backend, job),
+            is_output: &|class| self.is_output(class),
+            rewritten: self.rewritten.lock().contains(&job.id),
+            mark: &|value| prefix::mark(value, backend.name()),
+        };
+        if let Some(entry) = submission::adopt(entry, &adoption) {
+            self.entries.lock().insert(job.id, entry);
+        }
+    }
+
+    fn backend(&self, id: BackendId) -> Option<Arc<Backend>> {
+        self.fleet.view().get(id).cloned()
+    }
+
+    fn id_at(&self, backend: &Backend, job: &Job) -> Arc<str> {
+        self.posted.id_at(backend.id, job.id).unwrap_or_else(|| Arc::clone(&job.prompt_id))
+    }
+}

@@ -1,0 +1,72 @@
+//! Tells tasks where they stand in the line and when they will have ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::Pool;
+use super::core::Phase;
+use super::eta::{Server, Waits, reckon};
+use crate::clock::Moment;
+
+/// Moves that come close together are reckoned with together; long lines less often.
+const PAUSE: Duration = Duration::from_millis(200);
+const LONG_PAUSE: Duration = Duration::from_secs(2);
+const LONG: usize = 2000;
+
+/// Reckons after each move, for as long as the process lives.
+pub(super) async fn foresee(pool: Arc<Pool>) {
+    loop {
+        pool.line_moved.notified().await;
+        let reckoned = pool.reckon();
+        pool.tasks.foresee(&reckoned);
+        sleep(if reckoned.len() > LONG { LONG_PAUSE } else { PAUSE }).await;
+    }
+}
+
+impl Pool {
+    fn reckon(&self) -> Vec<(Arc<str>, u32, Option<f64>)> {
+        let jobs = self.core.lock().jobs();
+        let now = Moment::now();
+        let view = self.fleet.view();
+        let mut servers: Vec<_> = view
+            .backends
+            .iter()
+            .filter(|backend| self.is_open(backend))
+            .map(|b| (b.id, Server { free_in: 0.0, mean: b.live.learnt().prompt_seconds }))
+            .collect();
+        let mut reckoned = Vec::with_capacity(jobs.len());
+        let mut line = Vec::new();
+        for view in &jobs {
+            let kind = view.job.kind.as_ref().map(|kind| kind.hash);
+            let at = match view.phase {
+                Phase::Waiting | Phase::Doubtful(_) => None,
+                Phase::Sent(at) | Phase::Running(at) | Phase::Ending(at) => Some(at),
+            };
+            let Some(at) = at else {
+                let known = servers.iter().filter_map(|(at, _)| self.tasks.predict(*at, kind));
+                let seconds = known.reduce(f64::min);
+                line.push(Waits { id: Arc::clone(&view.job.prompt_id), seconds });
+                continue;
+            };
+            let predicted = self.tasks.predict(at, kind);
+            let ran = view.started.map_or(0.0, |started| now.since(started).as_secs_f64());
+            let left = predicted.map(|seconds| (seconds - ran).max(0.0));
+            if let Some((_, server)) = servers.iter_mut().find(|(id, _)| *id == at) {
+                server.free_in += left.unwrap_or(server.mean);
+            }
+            reckoned.push((Arc::clone(&view.job.prompt_id), 0, left));
+        }
+        let servers: Vec<_> = servers.into_iter().map(|(_, server)| server).collect();
+        let learnt = servers.iter().any(|server| server.mean > 0.0);
+        if servers.is_empty() {
+            let places = (1..).zip(&line);
+            reckoned.extend(places.map(|(place, waits)| (Arc::clone(&waits.id), place, None)));
+        } else {
+            let played = reckon(&servers, &line).into_iter();
+            reckoned.extend(played.map(|job| (job.id, job.position, learnt.then_some(job.ends))));
+        }
+        reckoned
+    }
+}

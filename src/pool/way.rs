@@ -1,0 +1,142 @@
+//! Where a request goes that one server answers: static files, custom nodes' routes, files that a
+//! server made.
+//!
+//! 1. To the backend whose prefix its query carries, the prefix taken off.
+//! 2. `/view` without a prefix: the gateway's own store for what was handed in; else the one backend
+//!    that has such a file, or where one of the caller's own jobs made it; else 404, never another
+//!    job's file.
+//! 3. A custom node's route: to where the caller's only running job is.
+//! 4. Everything else to the caller's home, as in sticky mode.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::response::IntoResponse;
+use http::{HeaderMap, Method, Uri};
+
+use super::Pool;
+use super::core::Phase;
+use super::files::prefix;
+use super::route::Route;
+use crate::backend::{Backend, BackendId};
+use crate::comfy::routes::{bare, query_value};
+use crate::edge::envelope::Envelope;
+use crate::rejection::{Kind, Rejection};
+
+/// Where a request goes.
+pub enum Way {
+    /// A service of this process answers it.
+    Here(axum::Router),
+    /// To this backend, asked for another target if that is given. There is no other.
+    To(Arc<Backend>, Option<String>),
+    /// To the caller's home.
+    Home,
+    /// Nowhere.
+    Refuse(Rejection),
+}
+
+impl Pool {
+    /// The way of a request.
+    pub async fn way(
+        self: &Arc<Self>,
+        route: Route,
+        method: &Method,
+        target: &str,
+        envelope: &Envelope,
+    ) -> Way {
+        let Some(routers) = self.routers.get() else { return Way::Home };
+        match route {
+            Route::Own if bare(target).starts_with("/upload/") => {
+                Way::Here(routers.files.clone().layer(Extension(self.own(envelope.key))))
+            }
+            Route::Own => Way::Here(routers.own.clone()),
+            Route::UserData => Way::Here(routers.userdata.clone()),
+            Route::Merged => Way::Here(routers.merged.clone()),
+            Route::View | Route::Server => {
+                if let Some((name, asked)) = prefix::in_query(target) {
+                    return self.to_named(&name, Some(asked));
+                }
+                if route == Route::View {
+                    return self.view(target, envelope).await;
+                }
+                self.elsewhere(method, target, envelope)
+            }
+        }
+    }
+
+    fn to_named(&self, name: &str, asked: Option<String>) -> Way {
+        let view = self.fleet.view();
+        match view.named(name) {
+            Some(backend) if backend.live.keeps_old() => Way::To(Arc::clone(backend), asked),
+            Some(_) => Way::Refuse(
+                Rejection::new(
+                    Kind::UpstreamFailed,
+                    "the ComfyUI server that has this file is down",
+                )
+                .retry_after(5),
+            ),
+            None => Way::Refuse(not_here()),
+        }
+    }
+
+    /// A file that is asked for without a prefix.
+    async fn view(self: &Arc<Self>, target: &str, envelope: &Envelope) -> Way {
+        let Ok(uri) = target.parse::<Uri>() else { return Way::Refuse(not_here()) };
+        if self.files.has(&uri) {
+            return Way::Here(self.shown());
+        }
+        let holder = self.files.holder(&uri, &self.own(envelope.key)).await;
+        let view = self.fleet.view();
+        match holder.and_then(|id| view.get(id)) {
+            Some(backend) => Way::To(Arc::clone(backend), None),
+            None => Way::Refuse(not_here()),
+        }
+    }
+
+    /// Shows files of the gateway's own store.
+    fn shown(&self) -> axum::Router {
+        let files = Arc::clone(&self.files);
+        axum::Router::new().fallback(async move |uri: Uri, headers: HeaderMap| {
+            files.view(&uri, &headers).await.unwrap_or_else(|| not_here().into_response())
+        })
+    }
+
+    fn elsewhere(&self, method: &Method, target: &str, envelope: &Envelope) -> Way {
+        if is_of_the_page(method, target) {
+            return Way::Home;
+        }
+        let running = self.only_running(envelope);
+        let view = self.fleet.view();
+        match running.and_then(|id| view.get(id)).filter(|backend| backend.live.keeps_old()) {
+            Some(backend) => Way::To(Arc::clone(backend), None),
+            None => Way::Home,
+        }
+    }
+
+    /// The backend of the caller's running job, if it has just one.
+    fn only_running(&self, envelope: &Envelope) -> Option<BackendId> {
+        let own = self.core.lock().of(envelope.key);
+        let mut running = own.iter().filter_map(|view| match view.phase {
+            Phase::Running(backend) => Some(backend),
+            _ => None,
+        });
+        let first = running.next()?;
+        running.next().is_none().then_some(first)
+    }
+}
+
+/// Whether this is a file of the page, which every server has alike.
+fn is_of_the_page(method: &Method, target: &str) -> bool {
+    let path = bare(target);
+    let last = path.rsplit('/').next().unwrap_or_default();
+    let reads = matches!(*method, Method::GET | Method::HEAD);
+    reads && (path == "/" || (last.contains('.') && query_value(target, "filename").is_none()))
+}
+
+fn not_here() -> Rejection {
+    Rejection::new(
+        Kind::NotFound,
+        "there is no such file, or several servers have one of that name",
+    )
+    .cure("ask for it with the subfolder that history names")
+}
