@@ -139,6 +139,7 @@ impl Expectation {
     pub fn of(recorded: &Scenario) -> Self {
         let mut sorted = recorded.clone();
         farm::sort_pending(&mut sorted.extra);
+        farm::as_handed_in(&mut sorted.extra);
         Self {
             scenario: recorded.scenario.clone(),
             told: Told::of(recorded),
@@ -182,7 +183,13 @@ impl Told {
         Self {
             replies: scenario.posts.iter().map(reply).collect(),
             listeners: scenario.listeners().into_iter().map(heard).collect(),
-            rest: rest(scenario, &names),
+            rest: if scenario.farm > 0 {
+                let mut listed = scenario.clone();
+                farm::as_handed_in(&mut listed.extra);
+                rest(&listed, &names)
+            } else {
+                rest(scenario, &names)
+            },
             files: names.files_by_counter(),
         }
     }

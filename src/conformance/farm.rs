@@ -183,6 +183,33 @@ pub(super) fn sort_pending(extra: &mut Value) {
     map.values_mut().for_each(sort_pending);
 }
 
+/// Makes nothing of how a number in a queued graph is written: a gateway lists what waits with it
+/// as it was handed in, a ComfyUI as its validation has converted it (`1` to `1.0` for a float).
+pub(super) fn as_handed_in(extra: &mut Value) {
+    let Value::Object(map) = extra else { return };
+    for list in ["queue_running", "queue_pending"] {
+        let items = map.get_mut(list).and_then(Value::as_array_mut);
+        let graphs = items.into_iter().flatten().filter_map(|item| item.get_mut(2));
+        graphs.for_each(whole_floats);
+    }
+    map.values_mut().for_each(as_handed_in);
+}
+
+fn whole_floats(value: &mut Value) {
+    match value {
+        Value::Number(number) if number.is_i64() || number.is_u64() => {
+            *value = number.as_f64().into();
+        }
+        Value::Array(items) => items.iter_mut().for_each(whole_floats),
+        Value::Object(map) => map
+            .iter_mut()
+            // Seeds have names by their whole number.
+            .filter(|(key, _)| *key != "seed")
+            .for_each(|(_, value)| whole_floats(value)),
+        _ => {}
+    }
+}
+
 /// History by prompt: as recorded, or like the scenario's first, but for what was asked.
 fn histories(want: &Value, got: &Value, of: (&str, Option<&str>), findings: &mut Findings) {
     let (first, ran) = (format!("<prompt 1 of {}>", of.0), of.1);

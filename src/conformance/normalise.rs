@@ -92,6 +92,18 @@ impl Names {
         }
     }
 
+    /// The same for a gateway in pool mode, whatever its scenarios were.
+    #[must_use]
+    pub(super) fn of_a_farm(mut self, farm: bool) -> Self {
+        self.outputs.of_a_farm(farm);
+        self
+    }
+
+    /// Whether a gateway in pool mode answered.
+    pub(super) fn is_of_a_farm(&self) -> bool {
+        self.outputs.is_of_a_farm()
+    }
+
     /// The stable names of the output files, in the order in which the server counted them up.
     pub(super) fn files_by_counter(&self) -> Value {
         self.outputs.by_counter().into()

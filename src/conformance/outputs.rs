@@ -45,7 +45,16 @@ impl Outputs {
         outputs
     }
 
-    /// Whether an object names a file, taken apart when a farm ran.
+    /// Says whether a farm ran.
+    pub(super) fn of_a_farm(&mut self, farm: bool) {
+        self.pooled |= farm;
+    }
+
+    /// Whether a farm ran.
+    pub(super) fn is_of_a_farm(&self) -> bool {
+        self.pooled
+    }
+
     fn learn(&mut self, value: &Value) {
         match value {
             Value::Array(items) => items.iter().for_each(|item| self.learn(item)),
