@@ -56,6 +56,9 @@ impl Trial<'_> {
             let mut told = Vec::new();
             self.heard(witness, &prompts, &mut told);
             let name = format!("client {} ({})", witness.profile.index, witness.sid);
+            if !told.is_empty() && self.kind == Kind::Pool {
+                println!("{name} heard:\n{}", story(&witness.sessions));
+            }
             problems.extend(told.into_iter().map(|problem| format!("{name}: {problem}")));
         }
         problems
@@ -256,7 +259,12 @@ impl Trial<'_> {
         }
         let mut must = |what: &str, is: &dyn Fn(&Note) -> bool| {
             if !heard(is) {
-                problems.push(format!("{id}: its {what} was not heard ({presence:?})"));
+                let lives: Vec<_> =
+                    witness.sessions.iter().map(|one| (one.opened, one.closed)).collect();
+                let (posted, seen) = (entry.posted, presence);
+                problems.push(format!(
+                    "{id}: its {what} was not heard ({seen:?}: {posted} to {ended}, of {lives:?})"
+                ));
             }
         };
         if presence == Presence::Whole {
@@ -293,6 +301,22 @@ impl Trial<'_> {
             problems.push(format!("{heard} previews, of {most} that there were"));
         }
     }
+}
+
+/// What a client heard, a line each, without mere progress.
+fn story(sessions: &[Session]) -> String {
+    let mut lines = Vec::new();
+    for session in sessions {
+        lines.push(format!("  from {} to {:?}", session.opened, session.closed));
+        for note in &session.notes {
+            let Note::Event { name, data } = note else { continue };
+            if !name.starts_with("progress") {
+                let (prompt, node) = (note.prompt().unwrap_or_default(), &data["node"]);
+                lines.push(format!("    {name} {node} {prompt} {}", data["timestamp"]));
+            }
+        }
+    }
+    lines.join("\n")
 }
 
 fn own<'a>(
