@@ -20,7 +20,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 
 pub use capabilities::Capabilities;
-pub use difference::{Difference, Kind, Sighting, differences};
+pub use difference::{Difference, Kind, Sighting, differences, lacked_by_all};
 pub use survey::{Survey, Surveyor};
 pub use system::{Device, System};
 
@@ -58,6 +58,6 @@ impl Inventory {
 }
 
 /// A text from a backend as it may be shown: without control characters, and short.
-fn clean(text: &str, limit: usize) -> String {
+pub(crate) fn clean(text: &str, limit: usize) -> String {
     text.chars().filter(|c| !c.is_control()).take(limit).collect()
 }

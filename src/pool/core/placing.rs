@@ -55,7 +55,7 @@ impl Core {
         let able = self.lanes.able(entry);
         let told = |lane: &LaneState| lane.is_open() || lane.lane.capabilities.is_some();
         let known = able.iter().filter_map(|slot| self.lanes.at(slot)).any(told);
-        let able = if known { able } else { self.lanes.permitted(&entry.job.needs) };
+        let able = if known { able } else { self.lanes.nearest(&entry.job.needs) };
         let set = self.lanes.usable(&able.without(&tried), &open);
         let free = set.and(&self.free());
         if let Some(slot) = self.choose(&entry.job, &free) {
