@@ -119,6 +119,17 @@ fn what_one_lane_took_unforeseen_may_run_on_all_that_are_like_it() {
 }
 
 #[test]
+fn the_own_zone_comes_before_a_warm_cache() {
+    let zoned = |n, zone: &str| Lane { zone: Some(zone.into()), ..lane(n) };
+    let mut farm = Farm::of([zoned(0, "eu"), zoned(1, "us")]);
+    let from = |id, zone: &str| Job { zone: Some(zone.into()), ..job(id, 1) };
+    farm.runs(from(1, "eu"), 0);
+    farm.finished(1, 0);
+    farm.told(1, 0, 1, ended(Outcome::Completed));
+    assert_eq!(farm.submit(from(2, "us")), ["post 2 1"]);
+}
+
+#[test]
 fn without_an_open_lane_nothing_is_accepted() {
     let mut farm = Farm::of([Lane { open: false, ..lane(0) }]);
     assert_eq!(farm.submit(job(1, 1)), ["refuse 1 NoBackend"]);
