@@ -1,9 +1,11 @@
 //! What a job costs pool mode's core, in time and memory, by how many wait: `cargo bench --bench
 //! dispatch`.
 //!
-//! The core alone, on virtual time, in front of 50 servers: of one class (each can run anything),
-//! and of eight (each job can run on an eighth of them). `COMFYGATE_BENCH_JOBS` bounds the longest
-//! line, 100,000 unless told.
+//! First the core alone, on virtual time, in front of 50 servers: of one class (each can run
+//! anything), and of eight (each job can run on an eighth of them). Then a whole gateway in front of
+//! a simulated server: how long a prompt takes from its POST to its 200 when it has to wait, and
+//! what it holds in memory, its body left out. `COMFYGATE_BENCH_JOBS` bounds the longest line,
+//! 100,000 unless told; a whole gateway gets a twentieth of it.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a bench has no users and may stop")]
 
@@ -206,6 +208,89 @@ fn row(jobs: usize, classes: u64) -> (f64, f64, f64) {
     (judged, dispatched, bytes)
 }
 
+/// A simulated server in a process of its own, so that its memory is not counted.
+struct Server(std::process::Child);
+
+impl Server {
+    fn start(port: u16) -> Self {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_comfygate"));
+        command.args(["sim", "-p", &port.to_string()]).stderr(std::process::Stdio::null());
+        Self(command.stdout(std::process::Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A workflow of twenty nodes with a model, of which each prompt has another seed.
+fn prompt(seed: usize) -> serde_json::Value {
+    let mut nodes = serde_json::json!({
+        "1": {"class_type": "PacedImage", "inputs": {"seconds": 3600.0, "steps": 1, "seed": seed,
+            "fail_at": -1, "preview": false}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "x"}},
+    });
+    for node in 3..20 {
+        nodes[node.to_string()] = serde_json::json!({"class_type": "EmptyImage", "inputs":
+            {"width": 8, "height": 8, "batch_size": 1, "color": 1}});
+    }
+    serde_json::json!({"prompt": nodes, "client_id": "0123456789abcdef0123456789abcdef"})
+}
+
+/// Milliseconds from POST to 200 of a prompt that waits, alone and with 16 at once; bytes it holds.
+async fn whole(jobs: usize) -> anyhow::Result<(f64, f64, f64)> {
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let _server = Server::start(port);
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let (state, size) = (directory.path().display().to_string(), (jobs + 100).to_string());
+    let env = [
+        ("MODE", "pool"),
+        ("SERVER__PORT", "0"),
+        ("ADMIN__LISTEN", "127.0.0.1:0"),
+        ("STATE_DIR", &state),
+        ("QUEUE__MAX_SIZE", &size),
+    ];
+    let env = env.map(|(key, value)| (format!("COMFYGATE__{key}"), value.to_owned()));
+    let mut sources = comfygate::config::Sources { env: env.into(), ..Default::default() };
+    sources.flags.backends = Some(format!("http://127.0.0.1:{port}"));
+    let loaded = comfygate::config::load(&sources).map_err(|p| anyhow::anyhow!("{p}"))?;
+    let gateway = comfygate::server::Server::prepare(sources, loaded)?;
+    let url = format!("http://127.0.0.1:{}/prompt", gateway.data_address().unwrap().port());
+    let running = tokio::spawn(gateway.run());
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let post = |seed: usize| {
+        let request = http.post(&url).json(&prompt(seed));
+        async move { anyhow::Ok(request.send().await?.status().is_success()) }
+    };
+    let mut seed = 0;
+    while seed < 200 {
+        seed += usize::from(post(seed).await?);
+    }
+    let began = Instant::now();
+    for _ in 0..200 {
+        post(seed).await?;
+        seed += 1;
+    }
+    let alone = began.elapsed().as_secs_f64() * 1000.0 / 200.0;
+    let before = MEMORY.stats();
+    let (began, first) = (Instant::now(), seed);
+    while seed < jobs {
+        futures_util::future::try_join_all((seed..seed + 16).map(post)).await?;
+        seed += 16;
+    }
+    let posted = (seed - first).max(1) as f64;
+    let many = began.elapsed().as_secs_f64() * 1000.0 / posted;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let after = MEMORY.stats();
+    let held = (after.bytes_allocated - before.bytes_allocated) as f64
+        - (after.bytes_deallocated - before.bytes_deallocated) as f64;
+    running.abort();
+    Ok((alone, many, held / posted - prompt(seed).to_string().len() as f64))
+}
+
 fn main() {
     let longest = std::env::var("COMFYGATE_BENCH_JOBS").ok().and_then(|n| n.parse().ok());
     let longest: usize = longest.unwrap_or(100_000);
@@ -218,5 +303,14 @@ fn main() {
                 "{jobs:9}  {classes:7}   {judged:11.1} µs   {dispatched:12.1} µs   {bytes:9.0}"
             );
         }
+    }
+    let jobs = longest / 20;
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    match runtime.block_on(whole(jobs)) {
+        Ok((alone, many, bytes)) => println!(
+            "\na whole gateway, {jobs} waiting: POST to 200 {alone:.1} ms alone, {many:.1} ms each \
+             of 16 at once; {bytes:.0} bytes/job"
+        ),
+        Err(error) => println!("\na whole gateway: {error:#}"),
     }
 }
