@@ -51,6 +51,7 @@ pub use error::{JournalError, Unavailable};
 pub use finished::{Finished, MAX_SUMMARY};
 pub use index::Bounds;
 pub use line::Ticket;
+pub use read::Usage;
 pub use shared::Names;
 
 use checkpoint::Checkpoint;
