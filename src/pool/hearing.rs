@@ -83,6 +83,7 @@ impl Listener for Ear {
                 && let Some(backend) = pool.fleet.view().get(backend)
             {
                 backend.live.inventory.outdate();
+                pool.files.forget(backend.id);
             }
         }
     }

@@ -110,12 +110,12 @@ fn what_no_lane_has_wholly_is_put_to_one_that_lacks_least() {
 #[test]
 fn what_one_lane_took_unforeseen_may_run_on_all_that_are_like_it() {
     let mut farm = Farm::of([with_nodes(0, &["A"]), with_nodes(1, &["A"])]);
-    farm.runs(needing(1, "A"), 0);
-    farm.runs(needing(2, "A"), 1);
+    farm.runs(needing(1, "A"), 1);
+    farm.runs(needing(2, "A"), 0);
     farm.waits(needing(3, "X"));
     farm.waits(needing(4, "X"));
-    assert_eq!(farm.finished(1, 0), ["ask 1 0", "post 3 0"]);
-    assert_eq!(farm.finished(2, 1), ["ask 2 1", "post 4 1"]);
+    assert_eq!(farm.finished(1, 1), ["ask 1 1", "post 3 1"]);
+    assert_eq!(farm.finished(2, 0), ["ask 2 0", "post 4 0"]);
 }
 
 #[test]
