@@ -1,5 +1,6 @@
 //! Hears the backends' event sockets: what each message means to the core, and who gets it.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -17,12 +18,14 @@ use crate::clock::Moment;
 /// The ear of a pool.
 pub(super) struct Ear {
     pool: Weak<Pool>,
-    backends: Mutex<std::collections::HashMap<BackendId, Arc<Mutex<Attribution>>>>,
+    backends: Mutex<HashMap<BackendId, Arc<Mutex<Attribution>>>>,
+    /// Backends whose sockets have broken: they may come back as other servers.
+    broken: Mutex<HashSet<BackendId>>,
 }
 
 impl Ear {
     pub(super) fn new(pool: Weak<Pool>) -> Self {
-        Self { pool, backends: Mutex::default() }
+        Self { pool, backends: Mutex::default(), broken: Mutex::default() }
     }
 
     /// A backend runs a prompt under an id of its own making. What it told of it before is told now.
@@ -35,6 +38,12 @@ impl Ear {
         for verdict in side.claim(id, now, &pool.posted) {
             pool.act_on(backend, verdict, now);
         }
+    }
+
+    /// A backend is no longer part of the fleet.
+    pub(super) fn forget(&self, backend: BackendId) {
+        self.backends.lock().remove(&backend);
+        self.broken.lock().remove(&backend);
     }
 
     /// A backend said, not by an event, that a prompt runs there.
@@ -70,12 +79,19 @@ impl Listener for Ear {
             // What happened while nobody listened has to be asked for.
             pool.tell(Input::LaneReset(backend));
             pool.look_first(backend);
+            if self.broken.lock().remove(&backend)
+                && let Some(backend) = pool.fleet.view().get(backend)
+            {
+                backend.live.inventory.outdate();
+                pool.files.forget(backend.id);
+            }
         }
     }
 
     fn lost(&self, backend: BackendId, flavour: Flavour) {
         let Some(pool) = self.pool.upgrade() else { return };
         self.of(&pool, backend).lock().lost(flavour);
+        self.broken.lock().insert(backend);
         pool.read.lock().remove(&backend);
         pool.links_changed.notify_one();
         if let Some(backend) = pool.fleet.view().get(backend) {

@@ -15,7 +15,7 @@
 //! users; [`files`] knows where files are; [`way`] finds the one server for the rest.
 //!
 //! [`lanes`] and [`look`] tell the core what the fleet looks like, [`foresee`] tells users when
-//! their jobs will have ended.
+//! their jobs will have ended, [`wanted`] tells operators what jobs asked for in vain.
 
 pub mod ask;
 mod cancel;
@@ -37,6 +37,7 @@ pub mod links;
 mod look;
 mod made;
 pub mod merged;
+mod needs;
 mod own;
 mod posted;
 pub mod route;
@@ -44,6 +45,7 @@ mod start;
 pub mod submission;
 pub mod userdata;
 pub mod visit;
+pub mod wanted;
 pub mod way;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -74,8 +76,14 @@ pub struct Pool {
     verdicts: Mutex<HashMap<JobId, oneshot::Sender<own::prompt::Answer>>>,
     flights: own::prompt::InFlight,
     posted: posted::AllPosted,
-    /// History entries that were fetched for jobs that are about to end.
-    entries: Mutex<HashMap<JobId, Bytes>>,
+    /// What was fetched of jobs that are about to end.
+    entries: Mutex<HashMap<JobId, Fetched>>,
+    /// By which open jobs are known again when they are posted twice.
+    fingerprints: Mutex<HashMap<JobId, [u8; 32]>>,
+    /// What jobs need, shared by those that need the same.
+    needs: needs::Shared,
+    /// What jobs asked for that no backend has.
+    wanted: wanted::Wanted,
     /// Bytes of the prompts that are held.
     held: AtomicU64,
     /// Keeps the uploads that open jobs name.
@@ -112,6 +120,12 @@ pub struct Pool {
     links_changed: Notify,
     /// The line, or what runs, has changed.
     line_moved: Notify,
+}
+
+/// A history entry, and what was read out of it before anybody had to wait for that.
+struct Fetched {
+    entry: Bytes,
+    summary: Bytes,
 }
 
 /// The services that answer in this process.

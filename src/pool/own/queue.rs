@@ -18,7 +18,11 @@ pub(super) async fn count(
     State(pool): State<Arc<Pool>>,
     Extension(visit): Extension<Visit>,
 ) -> Response {
-    let remaining = pool.shown_to(&visit).count();
+    let remaining = if pool.is_isolated() {
+        pool.shown_to(&visit).count()
+    } else {
+        pool.core.lock().open_jobs()
+    };
     reply(json!({"exec_info": {"queue_remaining": remaining}}).to_string())
 }
 
