@@ -12,12 +12,15 @@ use log::warn;
 
 use super::Pool;
 use super::core::{Action, Input, Kept, Outcome, Phase, Refusal};
+use super::frame::Meaning;
+use super::hook::Patient;
 use super::job::{Job, JobId};
 use super::journal::{Accepted, Change, Ended, Moved};
 use super::own::prompt::Answer;
+use super::retell::Subject;
 use super::submission::jobs::Summary;
 use super::submission::{self, Number};
-use crate::backend::BackendId;
+use crate::backend::{Backend, BackendId};
 use crate::clock::Moment;
 use crate::comfy::history::Entry;
 use crate::logging::TARGET;
@@ -141,6 +144,7 @@ impl Pool {
 
     fn refuse(&self, job: &Job, refusal: Refusal) {
         self.forget(job);
+        self.retell.lock().forget(job.id);
         let answer = match refusal {
             Refusal::Server { status, content_type, body } => {
                 Answer::Server { status, content_type, body }
@@ -185,6 +189,7 @@ impl Pool {
         };
         if phase == Phase::Waiting {
             self.ends.lock().remove(&job.id);
+            self.retell.lock().again(job.id);
             self.hub.withdrawn(&job.owner, job.id);
         }
         self.tasks.placed(&job.prompt_id, &placed);
@@ -202,7 +207,7 @@ impl Pool {
         attempts: u32,
         run_seconds: Option<f64>,
     ) {
-        let end = self.ends.lock().remove(&job.id);
+        let held = self.ends.lock().remove(&job.id).unwrap_or_default();
         self.forget(job);
         let entry = self.entries.lock().remove(&job.id);
         let told = match &outcome {
@@ -215,6 +220,7 @@ impl Pool {
         if !entry.is_empty() {
             self.made.took(job.owner.key, &entry);
         }
+        let untold = self.retell.lock().close(&Subject::from(&**job), &entry);
         let summary = Summary::of(job).ended(&entry);
         let summary = serde_json::to_vec(&summary).unwrap_or_default();
         drop(self.journal.write(Change::Ended(Box::new(Ended {
@@ -227,8 +233,12 @@ impl Pool {
             summary: summary.into(),
             entry,
         }))));
-        if let Some(end) = end {
-            self.hub.deliver(end);
+        // Before its last word.
+        let last = held.iter().position(|one| one.meaning == Meaning::End).unwrap_or(held.len());
+        let mut held = held.into_iter();
+        let before: Vec<_> = held.by_ref().take(last).collect();
+        for delivery in before.into_iter().chain(untold).chain(held) {
+            self.hub.deliver(delivery);
         }
         self.hub.ended(&job.owner, job.id);
         self.line_moved.notify_one();
@@ -257,9 +267,24 @@ impl Pool {
                 "backend {} is suspect: its running prompt shows no life, and an interrupt did not help",
                 backend.name()
             );
-            backend.live.alter(|standing| standing.suspect = true);
+            backend.live.hangs(true);
+            self.call_hook(backend);
         }
         self.fleet.touch();
+    }
+
+    fn call_hook(&self, backend: &Backend) {
+        let Some(hook) = self.config.load().pool.restart_hook.clone() else { return };
+        let (name, url) = (backend.name().to_owned(), backend.spec.endpoint.url());
+        self.hooks.call(hook, Patient { id: backend.id, name, url }, Moment::now());
+    }
+
+    /// A backend that was suspect has restarted, or got over it.
+    pub(super) fn recovered(&self, backend: BackendId) {
+        if let Some(backend) = self.fleet.view().get(backend).filter(|b| b.live.is_hung()) {
+            backend.live.hangs(false);
+            self.fleet.touch();
+        }
     }
 
     /// The name of a backend, also of one that is gone.
