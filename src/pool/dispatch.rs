@@ -12,10 +12,10 @@ use log::warn;
 
 use super::Pool;
 use super::core::{Action, Input, Kept, Outcome, Phase, Refusal};
-use super::frame::Meaning;
+use super::frame::{Delivery, Meaning};
 use super::hook::Patient;
 use super::job::{Job, JobId};
-use super::journal::{Accepted, Change, Ended, Moved};
+use super::journal::{Accepted, Change, Ended, Moved, Ticket};
 use super::own::prompt::Answer;
 use super::retell::Subject;
 use super::submission::jobs::Summary;
@@ -223,7 +223,7 @@ impl Pool {
         let untold = self.retell.lock().close(&Subject::from(&**job), &entry);
         let summary = Summary::of(job).ended(&entry);
         let summary = serde_json::to_vec(&summary).unwrap_or_default();
-        drop(self.journal.write(Change::Ended(Box::new(Ended {
+        let kept = self.journal.write(Change::Ended(Box::new(Ended {
             id: job.id,
             outcome,
             backend,
@@ -232,16 +232,28 @@ impl Pool {
             finished_ms: now_ms(),
             summary: summary.into(),
             entry,
-        }))));
-        // Before its last word.
-        let last = held.iter().position(|one| one.meaning == Meaning::End).unwrap_or(held.len());
-        let mut held = held.into_iter();
-        let before: Vec<_> = held.by_ref().take(last).collect();
-        for delivery in before.into_iter().chain(untold).chain(held) {
-            self.hub.deliver(delivery);
-        }
-        self.hub.ended(&job.owner, job.id);
+        })));
+        self.tell_end(job, kept, held, untold);
         self.line_moved.notify_one();
+    }
+
+    /// Tells a job's end to its owner once it is on the disk: told earlier, it could run again after
+    /// a crash and end another way.
+    fn tell_end(&self, job: &Arc<Job>, kept: Ticket, held: Vec<Delivery>, untold: Vec<Delivery>) {
+        let (hub, job) = (Arc::clone(&self.hub), Arc::clone(job));
+        tokio::spawn(async move {
+            // What cannot be kept is true all the same.
+            let _ = kept.await;
+            // Before its last word.
+            let is_end = |one: &Delivery| one.meaning == Meaning::End;
+            let last = held.iter().position(is_end).unwrap_or(held.len());
+            let mut held = held.into_iter();
+            let before: Vec<_> = held.by_ref().take(last).collect();
+            for delivery in before.into_iter().chain(untold).chain(held) {
+                hub.deliver(delivery);
+            }
+            hub.ended(&job.owner, job.id);
+        });
     }
 
     /// The history entry of a job that failed without any server having one.

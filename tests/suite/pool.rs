@@ -4,6 +4,7 @@
 
 mod answers;
 mod eligible;
+mod failover;
 mod fair;
 mod files;
 mod painter;
