@@ -101,9 +101,11 @@ async fn a_killed_gateway_comes_back_to_every_job() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_is_asked_to_end_leaves_running_prompts_running() {
-    let mut farm = Farm::start(1, json!({})).await;
+    // Sockets of clients are given this long; the prompt takes longer.
+    let keys = json!({"server": {"shutdown_timeout": "500ms"}});
+    let mut farm = Farm::start(1, keys).await;
     let client = Stubborn::connect(&farm.base(), "upgraded");
-    let (running, waiting) = (client.paint(paced(1, 2.0)).await, client.paint(paced(2, 0.1)).await);
+    let (running, waiting) = (client.paint(paced(1, 8.0)).await, client.paint(paced(2, 0.1)).await);
     farm.runs_at(&running).await;
     farm.terminate_gateway().await;
     farm.start_gateway().await;
