@@ -29,13 +29,13 @@ impl Ear {
     }
 
     /// A backend runs a prompt under an id of its own making. What it told of it before is told now.
-    pub(super) fn learn(&self, backend: BackendId, id: Arc<str>, posted: Posted) {
+    pub(super) fn learn(&self, backend: BackendId, id: &Arc<str>, posted: Posted) {
         let Some(pool) = self.pool.upgrade() else { return };
         let now = Moment::now();
         let side = self.of(&pool, backend);
         let mut side = side.lock();
-        pool.posted.add(backend, Arc::clone(&id), posted);
-        for verdict in side.claim(&id, now, &pool.posted) {
+        pool.posted.add(backend, Arc::clone(id), posted);
+        for verdict in side.claim(id, now, &pool.posted) {
             pool.act_on(backend, verdict, now);
         }
     }
@@ -72,6 +72,8 @@ impl Listener for Ear {
         if pool.links.is_ready(backend) {
             // What happened while nobody listened has to be asked for.
             pool.files.forget(backend);
+            let there = pool.core.lock().on(backend);
+            pool.retell.lock().reopened(there.iter().map(|view| view.job.id));
             pool.recovered(backend);
             pool.tell(Input::LaneReset(backend));
             pool.look_first(backend);
@@ -118,6 +120,7 @@ impl Pool {
         let closes = matches!(delivery.meaning, Meaning::Terminal | Meaning::End);
         if closes && phase.is_some() {
             self.ends.lock().entry(delivery.job).or_default().push(delivery);
+            self.end_heard.notify_waiters();
         } else if let Some(delivery) = self.after_the_end(delivery) {
             self.hub.deliver(delivery);
         }

@@ -92,6 +92,8 @@ pub struct Pool {
     /// What the owners of open jobs were told.
     retell: Mutex<retell::Retell>,
     hooks: hook::Hooks,
+    /// Another one of them has come.
+    end_heard: Notify,
     journal: journal::Journal,
     ask: ask::Ask,
     ear: Arc<hearing::Ear>,

@@ -53,6 +53,8 @@ struct Told {
     nodes: HashSet<Box<str>>,
     terminal: bool,
     end: bool,
+    /// A socket was lost, and nothing has been heard since: its end may never be.
+    gap: bool,
 }
 
 /// What has passed of all open jobs.
@@ -70,6 +72,7 @@ impl Retell {
     /// A message is about to pass; false when it must not, its job having ended.
     pub fn passes(&mut self, delivery: &Delivery) -> bool {
         let Some(told) = self.jobs.get_mut(&delivery.job) else { return false };
+        told.gap = false;
         match delivery.meaning {
             Meaning::Output if told.nodes.len() < MAX_NODES => {
                 told.nodes.extend(node_of(&delivery.frame));
@@ -79,6 +82,20 @@ impl Retell {
             _ => {}
         }
         true
+    }
+
+    /// The sockets of the backend where these jobs are have opened anew.
+    pub fn reopened(&mut self, jobs: impl Iterator<Item = JobId>) {
+        for job in jobs {
+            if let Some(told) = self.jobs.get_mut(&job) {
+                told.gap = true;
+            }
+        }
+    }
+
+    /// Whether nothing was heard of a job since its sockets were lost.
+    pub fn has_gap(&self, job: JobId) -> bool {
+        self.jobs.get(&job).is_some_and(|told| told.gap)
     }
 
     /// A job runs anew: what its first attempt told counts no more.

@@ -149,6 +149,7 @@ impl Opened {
                 ends: Mutex::default(),
                 retell: Mutex::default(),
                 hooks: super::hook::Hooks::default(),
+                end_heard: Notify::new(),
                 made: super::made::Made::default(),
                 outputs: arc_swap::ArcSwap::default(),
                 journal: self.journal,
@@ -181,7 +182,7 @@ impl Opened {
         });
         pool.tasks.keep_at_least(now.queue.max_size + 10_000);
         pool.retell_latest();
-        pool.take_up(restored);
+        pool.take_up(&restored);
         pool.spawn_all(&self.userdata, fetcher);
         Ok(pool)
     }
@@ -189,7 +190,7 @@ impl Opened {
 
 impl Pool {
     /// Takes up what an earlier process left.
-    fn take_up(self: &Arc<Self>, restored: Restored) {
+    fn take_up(self: &Arc<Self>, restored: &Restored) {
         if restored.damaged > 0 {
             warn!(target: TARGET, "{} jobs of the journal could not be read", restored.damaged);
         }
