@@ -11,13 +11,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use log::warn;
 
 use super::core::{Action, Input, Kept, Outcome, Phase, Refusal};
+use super::frame::{Delivery, Meaning};
+use super::hook::Patient;
 use super::job::{Job, JobId};
-use super::journal::{Accepted, Change, Ended, Moved};
+use super::journal::{Accepted, Change, Ended, Moved, Ticket};
 use super::own::prompt::Answer;
+use super::retell::Subject;
 use super::submission::jobs::Summary;
 use super::submission::{self, Number};
 use super::{Fetched, Pool};
-use crate::backend::BackendId;
+use crate::backend::{Backend, BackendId};
 use crate::clock::Moment;
 use crate::comfy::history::Entry;
 use crate::logging::TARGET;
@@ -141,6 +144,7 @@ impl Pool {
 
     fn refuse(&self, job: &Job, refusal: Refusal) {
         self.forget(job);
+        self.retell.lock().forget(job.id);
         let answer = match refusal {
             Refusal::Server { status, content_type, body } => {
                 Answer::Server { status, content_type, body }
@@ -185,6 +189,7 @@ impl Pool {
         };
         if phase == Phase::Waiting {
             self.ends.lock().remove(&job.id);
+            self.retell.lock().again(job.id);
             self.hub.withdrawn(&job.owner, job.id);
         }
         self.tasks.placed(&job.prompt_id, &placed);
@@ -202,7 +207,7 @@ impl Pool {
         attempts: u32,
         run_seconds: Option<f64>,
     ) {
-        let end = self.ends.lock().remove(&job.id);
+        let held = self.ends.lock().remove(&job.id).unwrap_or_default();
         self.forget(job);
         let fetched = self.entries.lock().remove(&job.id);
         let told = match &outcome {
@@ -215,7 +220,8 @@ impl Pool {
             let entry = self.entry_without_server(job, &outcome).unwrap_or_default();
             Fetched { summary: summary_of(job, &entry), entry }
         });
-        drop(self.journal.write(Change::Ended(Box::new(Ended {
+        let untold = self.retell.lock().close(&Subject::from(&**job), &entry);
+        let kept = self.journal.write(Change::Ended(Box::new(Ended {
             id: job.id,
             outcome,
             backend,
@@ -224,12 +230,28 @@ impl Pool {
             finished_ms: now_ms(),
             summary,
             entry,
-        }))));
-        if let Some(end) = end {
-            self.hub.deliver(end);
-        }
-        self.hub.ended(&job.owner, job.id);
+        })));
+        self.tell_end(job, kept, held, untold);
         self.line_moved.notify_one();
+    }
+
+    /// Tells a job's end to its owner once it is on the disk: told earlier, it could run again after
+    /// a crash and end another way.
+    fn tell_end(&self, job: &Arc<Job>, kept: Ticket, held: Vec<Delivery>, untold: Vec<Delivery>) {
+        let (hub, job) = (Arc::clone(&self.hub), Arc::clone(job));
+        tokio::spawn(async move {
+            // What cannot be kept is true all the same.
+            let _ = kept.await;
+            // Before its last word.
+            let is_end = |one: &Delivery| one.meaning == Meaning::End;
+            let last = held.iter().position(is_end).unwrap_or(held.len());
+            let mut held = held.into_iter();
+            let before: Vec<_> = held.by_ref().take(last).collect();
+            for delivery in before.into_iter().chain(untold).chain(held) {
+                hub.deliver(delivery);
+            }
+            hub.ended(&job.owner, job.id);
+        });
     }
 
     /// The history entry of a job that failed without any server having one.
@@ -262,9 +284,24 @@ impl Pool {
                 "backend {} is suspect: its running prompt shows no life, and an interrupt did not help",
                 backend.name()
             );
-            backend.live.alter(|standing| standing.suspect = true);
+            backend.live.hangs(true);
+            self.call_hook(backend);
         }
         self.fleet.touch();
+    }
+
+    fn call_hook(&self, backend: &Backend) {
+        let Some(hook) = self.config.load().pool.restart_hook.clone() else { return };
+        let (name, url) = (backend.name().to_owned(), backend.spec.endpoint.url());
+        self.hooks.call(hook, Patient { id: backend.id, name, url }, Moment::now());
+    }
+
+    /// A backend that was suspect has restarted, or got over it.
+    pub(super) fn recovered(&self, backend: BackendId) {
+        if let Some(backend) = self.fleet.view().get(backend).filter(|b| b.live.is_hung()) {
+            backend.live.hangs(false);
+            self.fleet.touch();
+        }
     }
 
     /// The name of a backend, also of one that is gone.

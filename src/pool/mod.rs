@@ -8,7 +8,7 @@
 //!
 //! The way of an event: [`links`] hold two sockets to each backend, [`hearing`] tells by [`events`]
 //! what a message means and whose it is; [`clients`] has the sockets of those who are to hear it.
-//! [`frame`] is what passes between.
+//! [`frame`] is what passes between. What nobody heard of a job's end is told by [`retell`].
 //!
 //! Everything else of ComfyUI: [`route`] tells who answers a request. [`own`] knows queue, history
 //! and jobs; [`merged`] asks all servers and makes one answer; [`userdata`] keeps what belongs to
@@ -29,6 +29,7 @@ pub mod files;
 mod foresee;
 pub mod frame;
 mod hearing;
+mod hook;
 pub mod job;
 pub mod journal;
 mod lanes;
@@ -40,6 +41,7 @@ pub mod merged;
 mod needs;
 mod own;
 mod posted;
+pub mod retell;
 pub mod route;
 mod start;
 pub mod submission;
@@ -94,7 +96,10 @@ pub struct Pool {
     /// Node types that end a workflow, on any server.
     outputs: ArcSwap<BTreeSet<Box<str>>>,
     /// The last words on jobs whose history entry is being fetched.
-    ends: Mutex<HashMap<JobId, frame::Delivery>>,
+    ends: Mutex<HashMap<JobId, Vec<frame::Delivery>>>,
+    /// What the owners of open jobs were told.
+    retell: Mutex<retell::Retell>,
+    hooks: hook::Hooks,
     /// Another one of them has come.
     end_heard: Notify,
     journal: journal::Journal,

@@ -10,6 +10,7 @@ mod breach;
 mod conforming;
 mod ear;
 mod eligible;
+mod failover;
 mod fair;
 mod files;
 mod idle;

@@ -336,6 +336,16 @@ pub enum Phase {
     Doubtful(BackendId),
 }
 
+impl Phase {
+    /// The backend where it is, or may be.
+    pub fn backend(self) -> Option<BackendId> {
+        match self {
+            Self::Waiting => None,
+            Self::Sent(at) | Self::Running(at) | Self::Ending(at) | Self::Doubtful(at) => Some(at),
+        }
+    }
+}
+
 /// A job as readers see it.
 #[derive(Debug, Clone)]
 pub struct JobView {

@@ -159,6 +159,7 @@ impl Pool {
     async fn judged(self: &Arc<Self>, job: Arc<Job>) -> Answer {
         let (sender, answer) = oneshot::channel();
         self.verdicts.lock().insert(job.id, sender);
+        self.retell.lock().open(job.id);
         self.held.fetch_add(job.body.len() as u64, Relaxed);
         self.tell(Input::Submit(job));
         answer.await.unwrap_or_else(|_| {
