@@ -38,6 +38,7 @@
 //! | `queue` | `"real"`, `"broken"`, `"huge"`, `"endless"`, `"truncated"`, `"wrong_type"` | what `GET /queue` sends |
 //! | `phantoms` | `{"running", "pending"}` | prompts reported on top of the real ones |
 //! | `die_at_step` | number or null | dies when a `PacedImage` comes to that step, counted from 0 |
+//! | `deaf` | bool | running prompts take no notice of interrupts |
 //! | `die` | true | dies now: connections reset, listener closed, worker gone |
 //! | `drop_sockets` | true | every WebSocket is cut without a close frame |
 //! | `drop_connections` | true | every connection is reset |
@@ -64,6 +65,7 @@ mod progress;
 mod prompt;
 mod queue;
 mod server;
+mod trace;
 mod upload;
 mod userdata;
 mod validate;
@@ -77,7 +79,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
@@ -91,12 +93,14 @@ pub use cli::{Args, run, start_farm};
 pub use events::{Tap, TapFrame};
 pub use faults::{Faults, QueueReply};
 pub use picture::image_of_seed;
+pub use trace::{Mark, Traced};
 
 use events::Hub;
 use faults::Fault;
 use files::Files;
 use nodes::Nodes;
 use queue::{Board, Finished, Item};
+use trace::Trace;
 
 /// How many requests and log lines are remembered.
 const MAX_REQUESTS: usize = 10_000;
@@ -126,6 +130,9 @@ pub struct SimConfig {
     pub reply_tap: Option<ReplyTap>,
     /// Largest request body, as `--max-upload-size`; above it 413.
     pub max_upload_size: u64,
+    /// Where its folders are; they stay when it ends, as a real server's do. Without: a directory of
+    /// its own, that goes with it.
+    pub directory: Option<PathBuf>,
     /// How many output files stay on disk.
     pub keep_outputs: usize,
     /// How many finished prompts history holds.
@@ -151,6 +158,7 @@ impl Default for SimConfig {
             tap: None,
             reply_tap: None,
             max_upload_size: 100 << 20,
+            directory: None,
             keep_outputs: 10_000,
             history_size: 10_000,
             socket_queue: 10_000,
@@ -196,6 +204,7 @@ struct Core {
     board: Mutex<Board>,
     current: Mutex<Current>,
     requests: Mutex<Requests>,
+    trace: Trace,
     settings: Mutex<Map<String, Value>>,
     log: Mutex<VecDeque<Value>>,
     era: Mutex<CancellationToken>,
@@ -214,6 +223,7 @@ impl Core {
             board: Mutex::new(Board::new(config.history_size)),
             current: Mutex::default(),
             requests: Mutex::default(),
+            trace: Trace::default(),
             settings: Mutex::default(),
             log: Mutex::default(),
             era: Mutex::default(),
@@ -254,6 +264,7 @@ impl Core {
     fn take_next(&self) -> Option<(Arc<Item>, CancellationToken)> {
         let mut board = self.board.lock();
         let item = board.pending.pop()?;
+        self.trace.note(Mark::Started, &item.id, Instant::now());
         board.running = Some(item.clone());
         self.publish_status(&board);
         Some((item, self.era.lock().clone()))
@@ -269,6 +280,7 @@ impl Core {
         board.finished += 1;
         board.history.insert(Arc::new(finished));
         self.publish_status(&board);
+        self.trace.note(Mark::Finished, &item.id, Instant::now());
         if let Some(client) = item.client() {
             let data = json!({"node": null, "prompt_id": item.id});
             self.hub.send(Some(client), "executing", data);
@@ -286,7 +298,7 @@ impl Core {
     }
 
     fn interrupted(&self) -> bool {
-        self.interrupt.load(Ordering::Relaxed)
+        self.interrupt.load(Ordering::Relaxed) && !self.fault.deaf.load(Ordering::Relaxed)
     }
 
     /// What `GET /features` and the `feature_flags` frame say.
@@ -346,8 +358,9 @@ impl Sim {
         let listener = net::bind(SocketAddr::new(config.host, config.port))?;
         let addr = listener.local_addr()?;
         let name = format!("comfygate-sim-{}-{}", std::process::id(), uuid::Uuid::new_v4());
-        let (root, keep) = (std::env::temp_dir().join(name), config.keep_outputs);
-        let made = tokio::task::spawn_blocking(move || Files::create(root, keep)).await;
+        let (own, keep) = (config.directory.is_none(), config.keep_outputs);
+        let root = config.directory.clone().unwrap_or_else(|| std::env::temp_dir().join(name));
+        let made = tokio::task::spawn_blocking(move || Files::create(root, own, keep)).await;
         let files = made.map_err(io::Error::other)??;
         let core = Arc::new(Core::new(config, addr, files));
         let door = net::Door::new(core.clone(), listener);
@@ -387,6 +400,11 @@ impl Sim {
     /// The last requests (at most 10,000), oldest first: method, and path with query.
     pub fn requests(&self) -> Vec<(String, String)> {
         self.core.requests.lock().last.iter().cloned().collect()
+    }
+
+    /// When prompts came, began and ended, oldest first (at most 100,000 marks).
+    pub fn trace(&self) -> Vec<Traced> {
+        self.core.trace.marks()
     }
 
     /// How many WebSockets are registered.

@@ -2,14 +2,27 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
+mod actor;
+mod agreement;
 mod answers;
+mod asking;
+mod breach;
+mod conforming;
+mod ear;
 mod eligible;
+mod failover;
 mod fair;
 mod files;
+mod idle;
+mod ledger;
+mod order;
 mod painter;
+mod random;
 mod shared;
 mod sockets;
+mod step;
 mod stopping;
+mod users;
 
 use comfygate::sim::{Sim, SimConfig};
 use serde_json::json;

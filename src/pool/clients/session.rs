@@ -174,15 +174,21 @@ impl Session {
         in_force && self.flags.metadata
     }
 
+    /// A client of an earlier process is waited for, as if its connection had broken now.
+    pub fn expected(&mut self, now: Moment) {
+        if self.presence == Presence::Gone(Moment(0)) {
+            self.presence = Presence::Kept(now);
+        }
+    }
+
     /// A socket has come. Another one, if there was one, gets nothing more.
     pub fn attached(&mut self, now: Moment, attach: &Attach<'_>) {
         self.expire(now);
         if self.is_live() {
             self.detached(true, now);
         }
-        if let Presence::Gone(since) = self.presence
-            && now.since(since) >= KEPT_FOR
-        {
+        // A page repeats its flags at once; ComfyUI forgets those of any client that reconnects.
+        if !attach.has_origin || !self.is_within_time(now) {
             self.flags = Flags::default();
         }
         self.flags.confirmed = false;
