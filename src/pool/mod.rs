@@ -8,6 +8,7 @@
 //!
 //! The way of an event: [`links`] hold two sockets to each backend, [`hearing`] tells by [`events`]
 //! what a message means and whose it is; [`clients`] has the sockets of those who are to hear it.
+//! What a backend addresses to a client itself comes by [`companions`].
 //! [`frame`] is what passes between.
 //!
 //! Everything else of ComfyUI: [`route`] tells who answers a request. [`own`] knows queue, history
@@ -17,9 +18,11 @@
 //! [`lanes`] and [`look`] tell the core what the fleet looks like, [`foresee`] tells users when
 //! their jobs will have ended.
 
+mod announced;
 pub mod ask;
 mod cancel;
 pub mod clients;
+mod companions;
 pub mod core;
 mod dispatch;
 mod errands;
@@ -48,7 +51,7 @@ pub mod way;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -56,11 +59,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
+pub use companions::Present;
 pub use start::{Opened, open};
 
 use crate::backend::{Backend, BackendId};
 use crate::config::{Config, Isolation};
 use crate::fleet::Fleet;
+use crate::gateway::Gateway;
 use crate::tasks::Tasks;
 use job::JobId;
 
@@ -92,6 +97,8 @@ pub struct Pool {
     ear: Arc<hearing::Ear>,
     links: Arc<links::Links>,
     hub: Arc<clients::Hub>,
+    companions: companions::Companions,
+    gateway: Weak<Gateway>,
     /// What clients that announce their features are answered with.
     features: Arc<Mutex<serde_json::Value>>,
     files: Arc<files::Files>,
