@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
 mod answers;
+mod companions;
 mod eligible;
 mod fair;
 mod files;
