@@ -28,7 +28,7 @@ fmt: ## Format the code
 	$(CARGO) fmt
 
 bench: check-tools ## Micro benchmarks (an optimised build: takes minutes the first time)
-	$(CARGO) bench --locked --bench micro -- $(ARGS)
+	$(CARGO) bench --locked --bench micro --bench journal -- $(ARGS)
 
 check-tools: ## Install what building needs and the machine lacks, or name it
 	@tools/check-tools.sh

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::farm;
 use super::heard::{Heard, label};
 use super::normalise::Names;
 use super::recording::{Frame, Post, RECONNECTED, Scenario, Transcript};
@@ -53,6 +54,23 @@ impl Findings {
                 got: got.into(),
             });
         }
+    }
+
+    /// Findings of the same check that are not told yet.
+    pub(super) fn apart(&self) -> Self {
+        Self::new(&self.scenario)
+    }
+
+    /// Adds findings taken apart.
+    pub(super) fn join(&mut self, others: Self) {
+        for found in others.list {
+            self.add(&found.place, found.expected, found.got);
+        }
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.list.len()
     }
 
     pub(super) fn into_list(self) -> Vec<Difference> {
@@ -102,20 +120,31 @@ pub fn compare(recorded: &Scenario, observed: &Transcript) -> Vec<Difference> {
 pub struct Expectation {
     scenario: String,
     told: Told,
+    /// The rest as a farm tells it, which lists its queue in the order in which prompts will run.
+    rest_of_farm: Value,
 }
 
 /// All that a scenario's participants were told, normalised.
 #[derive(Debug)]
-struct Told {
+pub(super) struct Told {
     replies: Vec<Value>,
-    listeners: Listeners,
-    rest: Value,
+    pub(super) listeners: Listeners,
+    pub(super) rest: Value,
+    /// The output files in the order of their counters.
+    files: Value,
 }
 
 impl Expectation {
     /// From the recording.
     pub fn of(recorded: &Scenario) -> Self {
-        Self { scenario: recorded.scenario.clone(), told: Told::of(recorded) }
+        let mut sorted = recorded.clone();
+        farm::sort_pending(&mut sorted.extra);
+        farm::as_handed_in(&mut sorted.extra);
+        Self {
+            scenario: recorded.scenario.clone(),
+            told: Told::of(recorded),
+            rest_of_farm: rest(&sorted, &Names::of([&sorted])),
+        }
     }
 
     /// What the run did differently; empty when it conforms.
@@ -125,9 +154,20 @@ impl Expectation {
             findings.add("the run", "to reach its end", why);
         }
         let (want, got) = (&self.told, Told::of(observed));
-        findings.values("reply to prompt", &want.replies.clone().into(), &got.replies.into());
-        listeners(&want.listeners, &got.listeners, &mut findings);
-        findings.values("then", &want.rest, &got.rest);
+        findings.values(
+            "reply to prompt",
+            &want.replies.clone().into(),
+            &got.replies.clone().into(),
+        );
+        if observed.farm > 1 {
+            farm::compare(want, &got, &self.rest_of_farm, observed, &mut findings);
+            return findings.into_list();
+        }
+        let pooled = observed.farm > 0;
+        listeners(&want.listeners, &got.listeners, pooled, &mut findings);
+        let rest = if pooled { &self.rest_of_farm } else { &want.rest };
+        findings.values("then", rest, &got.rest);
+        findings.values("files by their counters", &want.files, &got.files);
         findings.into_list()
     }
 }
@@ -140,13 +180,24 @@ impl Told {
             (name, (folding, Heard::new(&frames, &names)))
         };
         let reply = |post: &Post| json!({"status": post.status, "body": names.apply(&post.body)});
-        let rest = json!({"extra": extra(scenario), "history": history(scenario)});
         Self {
             replies: scenario.posts.iter().map(reply).collect(),
             listeners: scenario.listeners().into_iter().map(heard).collect(),
-            rest: names.apply(&rest),
+            rest: if scenario.farm > 0 {
+                let mut listed = scenario.clone();
+                farm::as_handed_in(&mut listed.extra);
+                rest(&listed, &names)
+            } else {
+                rest(scenario, &names)
+            },
+            files: names.files_by_counter(),
         }
     }
+}
+
+/// What is neither a reply nor a frame.
+fn rest(scenario: &Scenario, names: &Names) -> Value {
+    names.apply(&json!({"extra": extra(scenario), "history": history(scenario)}))
 }
 
 /// Everything in `extra` but the frames, which are a listener's.
@@ -163,15 +214,20 @@ fn history(scenario: &Scenario) -> Value {
     Value::Object(entries.collect())
 }
 
-type Listeners = BTreeMap<String, (Folding, Heard)>;
+pub(super) type Listeners = BTreeMap<String, (Folding, Heard)>;
 
-fn listeners(want: &Listeners, got: &Listeners, findings: &mut Findings) {
+fn listeners(want: &Listeners, got: &Listeners, pooled: bool, findings: &mut Findings) {
     for (name, (folding, expected)) in want {
         match got.get(name) {
-            Some((_, heard)) => one_listener(name, *folding, (expected, heard), findings),
+            Some((_, heard)) => one_listener(name, *folding, (expected, heard), pooled, findings),
             None => findings.add(name, "a listener", "nobody of that name"),
         }
     }
+    strangers(want, got, findings);
+}
+
+/// Whoever has nothing to hear of a prompt.
+pub(super) fn strangers(want: &Listeners, got: &Listeners, findings: &mut Findings) {
     // Listeners without a recording own no prompt: they may hear `status` and nothing else.
     for (name, (_, heard)) in got.iter().filter(|(name, _)| !want.contains_key(*name)) {
         let prompts = heard.prompts.iter().flat_map(|(_, frames)| frames);
@@ -183,7 +239,7 @@ fn listeners(want: &Listeners, got: &Listeners, findings: &mut Findings) {
 
 /// How the steps of a listener's prompts are compared.
 #[derive(Debug, Clone, Copy)]
-enum Folding {
+pub(super) enum Folding {
     Exact,
     OpenEnd,
     Window,
@@ -199,7 +255,7 @@ impl Folding {
         }
     }
 
-    fn apply(self, frames: &[Value]) -> Vec<Value> {
+    pub(super) fn apply(self, frames: &[Value]) -> Vec<Value> {
         match self {
             Self::Exact => frames.to_vec(),
             Self::OpenEnd => fold(frames, false),
@@ -208,9 +264,16 @@ impl Folding {
     }
 }
 
-fn one_listener(name: &str, folding: Folding, both: (&Heard, &Heard), findings: &mut Findings) {
+fn one_listener(
+    name: &str,
+    folding: Folding,
+    both: (&Heard, &Heard),
+    pooled: bool,
+    findings: &mut Findings,
+) {
     let (want, got) = both;
-    statuses(name, want, got, findings);
+    statuses(name, want, got, pooled, findings);
+    greeting(name, want, got, findings);
     sequence(&format!("{name}, connection"), &want.connection, &got.connection, findings);
     let order =
         |heard: &Heard| heard.prompts.iter().map(|(p, _)| Value::from(p.as_str())).collect();
@@ -224,7 +287,8 @@ fn one_listener(name: &str, folding: Folding, both: (&Heard, &Heard), findings: 
     }
 }
 
-fn statuses(name: &str, want: &Heard, got: &Heard, findings: &mut Findings) {
+/// The depths told. A gateway in pool mode need not tell the same one twice.
+fn statuses(name: &str, want: &Heard, got: &Heard, pooled: bool, findings: &mut Findings) {
     let place = format!("{name}, status frames");
     let (expected, heard) = (want.transitions(), got.transitions());
     if expected != heard {
@@ -233,10 +297,14 @@ fn statuses(name: &str, want: &Heard, got: &Heard, findings: &mut Findings) {
             Some((want, got)) => findings.values(&place, want, got),
             None => findings.add(&place, labels(&expected), labels(&heard)),
         }
-    } else if want.statuses.len() != got.statuses.len() {
+    } else if !pooled && want.statuses.len() != got.statuses.len() {
         let count = |n: usize| format!("{n} of them");
         findings.add(&place, count(want.statuses.len()), count(got.statuses.len()));
     }
+}
+
+/// The `status` that names the listener's sid.
+pub(super) fn greeting(name: &str, want: &Heard, got: &Heard, findings: &mut Findings) {
     if want.greeting_at != got.greeting_at {
         findings.add(&format!("{name}, the status with sid"), "first of all", "later or never");
     }
@@ -247,7 +315,7 @@ fn labels(frames: &[&Value]) -> String {
 }
 
 /// Two sequences of frames: the first place where the order differs, or the fields that differ.
-fn sequence(place: &str, want: &[Value], got: &[Value], findings: &mut Findings) {
+pub(super) fn sequence(place: &str, want: &[Value], got: &[Value], findings: &mut Findings) {
     for (index, expected) in want.iter().enumerate() {
         let at = format!("{place}, frame {} ({})", index + 1, label(expected));
         match got.get(index) {

@@ -156,7 +156,12 @@ impl<'a> Drive<'a> {
         let answer = self.target.post_json("/queue", &json!({"delete": [id]})).await?;
         let after = self.target.get_json("/queue").await?;
         self.extra = json!({"queue_before": before, "delete": answer.status, "queue_after": after});
-        self.deleted = Some(id);
+        // A farm may have had a server free for it: then it runs, and the delete does nothing.
+        let item = |item: &Value| item.get(1).and_then(Value::as_str) == Some(&id);
+        let runs = self.extra["queue_before"]["queue_running"].as_array();
+        if !(self.target.farm() > 1 && runs.into_iter().flatten().any(item)) {
+            self.deleted = Some(id);
+        }
         Ok(())
     }
 
@@ -242,6 +247,7 @@ impl<'a> Drive<'a> {
             frames,
             history,
             incomplete: self.incomplete,
+            farm: self.target.farm(),
         })
     }
 

@@ -41,36 +41,71 @@ pub(super) fn needs_node(exchange: &Exchange) -> bool {
 
 /// The recording's ids and file names, with those of the run.
 #[derive(Debug, Default)]
-pub(super) struct Places(Vec<(String, String)>);
+pub(super) struct Places {
+    ids: Vec<(String, String)>,
+    files: Vec<(String, Output)>,
+}
+
+/// A file as a server names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Output {
+    name: String,
+    subfolder: String,
+}
 
 impl Places {
     /// Pairs the prompts and outputs of recorded scenarios with those of their runs.
     pub(super) fn of<'a>(runs: impl IntoIterator<Item = (&'a Scenario, &'a Transcript)>) -> Self {
-        let mut pairs = Vec::new();
+        let mut places = Self::default();
         for (recorded, observed) in runs {
             for (want, got) in recorded.posts.iter().zip(&observed.posts) {
                 let ids = (want.body["prompt_id"].as_str(), got.body["prompt_id"].as_str());
                 let (Some(want_id), Some(got_id)) = ids else { continue };
-                pairs.push((want_id.to_owned(), got_id.to_owned()));
-                let file = |of: &Scenario, id: &str| output(of.history.get(id)?, id);
+                places.ids.push((want_id.to_owned(), got_id.to_owned()));
+                let file = |of: &Scenario, id: &str| Output::of(of.history.get(id)?, id);
                 if let (Some(want), Some(got)) = (file(recorded, want_id), file(observed, got_id)) {
-                    pairs.push((want, got));
+                    places.files.push((want.name, got));
                 }
             }
         }
-        Self(pairs)
+        places
     }
 
+    /// A text with the run's ids.
     fn apply(&self, text: &str) -> String {
         let replace = |text: String, (old, new): &(String, String)| text.replace(old, new);
-        self.0.iter().fold(text.to_owned(), replace)
+        self.ids.iter().fold(text.to_owned(), replace)
+    }
+
+    /// A path with the run's ids, asking for each file as the server named it.
+    fn path(&self, path: &str) -> String {
+        let path = self.apply(path);
+        let asked = |(old, new): &(String, Output)| (format!("filename={old}"), new.query());
+        // One replacement: a name of the run may be another file's in the recording.
+        match self.files.iter().map(asked).find(|(old, _)| path.contains(old)) {
+            Some((old, new)) => path.replace(&old, &new),
+            None => path,
+        }
     }
 }
 
-fn output(history: &Value, id: &str) -> Option<String> {
-    let outputs = history.get(id)?.get("outputs")?.as_object()?;
-    let image = outputs.values().next()?.pointer("/images/0/filename")?;
-    image.as_str().map(str::to_owned)
+impl Output {
+    /// The first output of a prompt.
+    fn of(history: &Value, id: &str) -> Option<Self> {
+        let outputs = history.get(id)?.get("outputs")?.as_object()?;
+        let image = outputs.values().next()?.pointer("/images/0")?;
+        let text = |key: &str| Some(image.get(key)?.as_str()?.to_owned());
+        Some(Self { name: text("filename")?, subfolder: text("subfolder")? })
+    }
+
+    fn query(&self) -> String {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query.append_pair("filename", &self.name);
+        if !self.subfolder.is_empty() {
+            query.append_pair("subfolder", &self.subfolder);
+        }
+        query.finish()
+    }
 }
 
 /// Sends an exchange's request and returns the response in the recording's form.
@@ -147,7 +182,7 @@ fn picture(name: &str) -> anyhow::Result<Vec<u8>> {
 
 fn own_path(target: &Target, path: &str, places: &Places) -> String {
     places
-        .apply(path)
+        .path(path)
         .replace("%2Fa.json", &format!("%2F{}", target.own("a.json")))
         .replace("dir=workflows", &format!("dir={}", target.own("workflows")))
 }
@@ -186,4 +221,26 @@ pub(super) fn check_needs(name: &str, runs: &BTreeMap<String, Transcript>) -> an
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::recording::scenarios;
+
+    #[test]
+    fn a_file_is_asked_for_as_the_server_named_it() {
+        let recorded = &scenarios().unwrap()[0];
+        let mut observed = recorded.clone();
+        let id = recorded.posts[0].body["prompt_id"].as_str().unwrap();
+        let place = format!("/{id}/outputs/2/images/0");
+        let image = observed.history.get_mut(id).unwrap().pointer_mut(&place).unwrap();
+        *image = json!({"filename": "rec_00008_.png", "subfolder": "@comfy 1", "type": "output"});
+        let places = Places::of([(recorded, &observed)]);
+        assert_eq!(
+            places.path("/view?filename=rec_00001_.png&type=output"),
+            "/view?filename=rec_00008_.png&subfolder=%40comfy+1&type=output"
+        );
+        assert_eq!(places.path("/view?filename=no.png"), "/view?filename=no.png");
+    }
 }

@@ -6,7 +6,13 @@
 //! drive       does it: target, observe          exchange  replays the HTTP requests
 //! normalise   makes both sides comparable       compare   says the differences (heard, steps)
 //! contract    what counts of an HTTP response   report    what is printed
+//! outputs     files, and pool mode's prefix     farm      what differs on a farm of several
 //! ```
+//!
+//! A gateway in pool mode is recognised (its merged answers name no backend, others do). Then
+//! outputs must stand under their backend's reserved subfolder, `/queue` in the order in which
+//! prompts will run, and a `status` may be repeated or not; with one server behind it everything
+//! else is as strict as for a ComfyUI, with several it is so per prompt.
 //!
 //! The server must be idle and nobody else should use it meanwhile: others' prompts show in the
 //! queue and in `status`, and the run clears the queue and interrupts as the recording did. Each
@@ -19,9 +25,11 @@ mod compare;
 mod contract;
 mod drive;
 mod exchange;
+mod farm;
 mod heard;
 mod normalise;
 mod observe;
+mod outputs;
 mod recording;
 mod report;
 mod script;

@@ -2,13 +2,14 @@
 //! tracebacks) becomes the same stable name on both sides, everything else stays, the difference
 //! between `0` and `0.0` included.
 //!
-//! `Names::of` learns the ids, seeds, queue numbers and file names of one or more scenarios from
-//! their posts and outputs; `Names::apply` rewrites a value with them. Nothing here does I/O.
+//! `Names::of` learns the ids, seeds, queue numbers and file names ([`super::outputs`]) of one or
+//! more scenarios from their posts and outputs; `Names::apply` rewrites a value with them. Nothing here does I/O.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::{Map, Value};
 
+use super::outputs::Outputs;
 use super::recording::{Post, Scenario};
 
 /// Milliseconds of a time in this century; anything lower in a time field is not a time.
@@ -25,15 +26,16 @@ pub struct Names {
     asked: Vec<(f64, String)>,
     /// Whether ids and numbers of other prompts are anonymous rather than left to differ.
     lenient: bool,
+    outputs: Outputs,
 }
 
 impl Names {
     /// Learns from scenarios, which must be given in the same order on both sides.
     pub fn of<'a>(scenarios: impl IntoIterator<Item = &'a Scenario>) -> Self {
+        let scenarios: Vec<&Scenario> = scenarios.into_iter().collect();
         let mut names = Self::default();
-        let mut files = BTreeMap::new();
         let mut numbers = BTreeSet::new();
-        for scenario in scenarios {
+        for scenario in &scenarios {
             for (index, post) in scenario.posts.iter().enumerate() {
                 names.learn_prompt(&scenario.scenario, index + 1, post);
                 names.learn_seeds(&post.request);
@@ -43,14 +45,10 @@ impl Names {
                     .extend(asked.map(|n| (n, format!("<number asked for in {}>", index + 1))));
                 numbers.extend(automatic_number(post));
             }
-            scenario.history.values().for_each(|entry| collect_files(entry, &mut files));
-            let heard = scenario.frames.values().flatten();
-            heard
-                .filter_map(|frame| frame.text.as_ref())
-                .for_each(|v| collect_files(v, &mut files));
         }
         names.rank_numbers(&numbers);
-        names.rank_files(&files);
+        names.outputs = Outputs::of(scenarios);
+        names.texts.extend(names.outputs.names());
         names
     }
 
@@ -94,11 +92,21 @@ impl Names {
         }
     }
 
-    fn rank_files(&mut self, files: &BTreeMap<(String, u64), String>) {
-        for (rank, ((prefix, _), name)) in files.iter().enumerate() {
-            let suffix = name.rsplit('_').next().unwrap_or_default();
-            self.texts.push((name.clone(), format!("{prefix}_#{}_{suffix}", rank + 1)));
-        }
+    /// The same for a gateway in pool mode, whatever its scenarios were.
+    #[must_use]
+    pub(super) fn of_a_farm(mut self, farm: bool) -> Self {
+        self.outputs.of_a_farm(farm);
+        self
+    }
+
+    /// Whether a gateway in pool mode answered.
+    pub(super) fn is_of_a_farm(&self) -> bool {
+        self.outputs.is_of_a_farm()
+    }
+
+    /// The stable names of the output files, in the order in which the server counted them up.
+    pub(super) fn files_by_counter(&self) -> Value {
+        self.outputs.by_counter().into()
     }
 
     /// The stable form of a value.
@@ -154,6 +162,8 @@ impl Names {
     }
 
     fn map(&self, map: &Map<String, Value>) -> Value {
+        let bare = self.outputs.bare(map);
+        let map = bare.as_ref().unwrap_or(map);
         map.iter().map(|(key, value)| (self.text(key), self.rewrite(key, value))).collect()
     }
 
@@ -204,29 +214,6 @@ fn sorted(nodes: &[Value]) -> Value {
     // A set has no repetitions; keep them visible.
     list.extend((list.len()..nodes.len()).map(|_| Value::from("<repeated>")));
     list.into()
-}
-
-/// Collects `prefix_00001_.ext` names under `filename`, by prefix and counter.
-fn collect_files(value: &Value, files: &mut BTreeMap<(String, u64), String>) {
-    match value {
-        Value::Array(items) => items.iter().for_each(|item| collect_files(item, files)),
-        Value::Object(map) => {
-            if let Some(name) = map.get("filename").and_then(Value::as_str)
-                && let Some(key) = counted(name)
-            {
-                files.insert(key, name.to_owned());
-            }
-            map.values().for_each(|item| collect_files(item, files));
-        }
-        _ => {}
-    }
-}
-
-fn counted(name: &str) -> Option<(String, u64)> {
-    let (stem, _) = name.rsplit_once("_.")?;
-    let (prefix, counter) = stem.rsplit_once('_')?;
-    let digits = counter.len() >= 5 && counter.bytes().all(|byte| byte.is_ascii_digit());
-    digits.then(|| counter.parse().ok().map(|n| (prefix.to_owned(), n)))?
 }
 
 /// Whether this is a UUID in the form ComfyUI makes.

@@ -46,6 +46,15 @@ pub struct Scenario {
     /// Why a run did not come to its end; never set in a recording.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incomplete: Option<String>,
+    /// How many servers stand behind the gateway in pool mode that ran it; 0 where it was one
+    /// server, as in every recording.
+    #[serde(default, skip_serializing_if = "is_alone")]
+    pub farm: usize,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_alone(farm: &usize) -> bool {
+    *farm == 0
 }
 
 /// A run of a scenario, in the form of its recording.

@@ -36,9 +36,10 @@ pub(super) struct Suite {
 impl Suite {
     /// Asks the server what it can do.
     pub(super) async fn begin(url: &str, options: &Options) -> anyhow::Result<Self> {
-        let target = Target::new(url, options.timeout)?;
+        let mut target = Target::new(url, options.timeout)?;
         let info =
             target.get_json("/object_info/PacedImage").await.context("no ComfyUI answers")?;
+        target.find_farm().await?;
         Ok(Self {
             target,
             filter: options.filter.clone(),
@@ -104,8 +105,8 @@ impl Suite {
         let pairs =
             || recorded.iter().filter_map(|want| Some((want, self.runs.get(&want.scenario)?)));
         let places = Places::of(pairs());
-        let names =
-            (Names::of(pairs().map(|p| p.0)).lenient(), Names::of(pairs().map(|p| p.1)).lenient());
+        let observed = Names::of(pairs().map(|p| p.1)).of_a_farm(self.target.farm() > 0);
+        let names = (Names::of(pairs().map(|p| p.0)).lenient(), observed.lenient());
         for exchange in &all {
             let result = self.exchange(exchange, &places, (&names.0, &names.1)).await;
             self.note(result, tell);

@@ -14,6 +14,10 @@ use serde_json::Value;
 const LOW_NUMBER: f64 = -0.5;
 /// Larger bodies than this are not read.
 const MOST_BODY: usize = 64 * 1024 * 1024;
+/// The header with which a gateway names the server whose answer it passes on.
+const BACKEND: &str = "x-comfygate-backend";
+/// What a gateway never answers itself.
+const ONE_ANSWERS: &str = "/i18n";
 /// How often a condition that no event tells is asked for.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -25,6 +29,7 @@ pub(super) struct Target {
     token: String,
     seed_base: u64,
     timeout: Duration,
+    farm: usize,
 }
 
 /// A whole answer.
@@ -53,7 +58,26 @@ impl Target {
             token: format!("cg{:08x}-", rand::random::<u32>()),
             seed_base: u64::from(rand::random_range(1_000_000..2_000_000_000_u32)),
             timeout,
+            farm: 0,
         })
+    }
+
+    /// How many servers stand behind it, if it is a gateway in pool mode; else 0.
+    pub(super) fn farm(&self) -> usize {
+        self.farm
+    }
+
+    /// Asks whether this is a gateway in pool mode: it names the server that answered where one
+    /// did, and none where it speaks for all. Each server of its farm has a device at least.
+    pub(super) async fn find_farm(&mut self) -> anyhow::Result<()> {
+        let page = self.send(self.request(Method::GET, ONE_ANSWERS)).await?;
+        let depth = self.send(self.request(Method::GET, "/prompt")).await?;
+        if page.headers.contains_key(BACKEND) && !depth.headers.contains_key(BACKEND) {
+            let stats = self.get_json("/system_stats").await?;
+            let devices = stats.get("devices").and_then(Value::as_array).map_or(0, Vec::len);
+            self.farm = devices.max(1);
+        }
+        Ok(())
     }
 
     pub(super) fn timeout(&self) -> Duration {

@@ -100,7 +100,11 @@ mod tests {
         Sighting {
             name: name.into(),
             version: (!version.is_empty()).then(|| version.to_owned()),
-            capabilities: Arc::new(Capabilities { nodes: set(nodes), models: set(models) }),
+            capabilities: Arc::new(Capabilities {
+                nodes: set(nodes),
+                models: set(models),
+                ..Capabilities::default()
+            }),
         }
     }
 

@@ -28,13 +28,13 @@ impl Ear {
     }
 
     /// A backend runs a prompt under an id of its own making. What it told of it before is told now.
-    pub(super) fn learn(&self, backend: BackendId, id: Arc<str>, posted: Posted) {
+    pub(super) fn learn(&self, backend: BackendId, id: &Arc<str>, posted: Posted) {
         let Some(pool) = self.pool.upgrade() else { return };
         let now = Moment::now();
         let side = self.of(&pool, backend);
         let mut side = side.lock();
-        pool.posted.add(backend, Arc::clone(&id), posted);
-        for verdict in side.claim(&id, now, &pool.posted) {
+        pool.posted.add(backend, Arc::clone(id), posted);
+        for verdict in side.claim(id, now, &pool.posted) {
             pool.act_on(backend, verdict, now);
         }
     }
@@ -128,6 +128,7 @@ impl Pool {
         let is_open = || self.core.lock().get(delivery.job).is_some();
         if delivery.meaning == Meaning::End && is_open() {
             self.ends.lock().insert(delivery.job, delivery);
+            self.end_heard.notify_waiters();
         } else {
             self.hub.deliver(delivery);
         }

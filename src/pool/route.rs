@@ -27,6 +27,9 @@ impl Route {
         let whole = target.split(['?', '#']).next().unwrap_or_default();
         let reads = matches!(*method, Method::GET | Method::HEAD);
         let posts = *method == Method::POST;
+        if is_jobs(method, whole) {
+            return Self::Own;
+        }
         let path = path.strip_prefix('/').unwrap_or_default();
         let (first, rest) = path.split_once('/').unwrap_or((path, ""));
         match (first, rest) {
@@ -34,7 +37,6 @@ impl Route {
             ("history", id) if reads && is_one_segment(id) => Self::Own,
             ("interrupt" | "free", "") if posts => Self::Own,
             ("upload", "image" | "mask") if posts => Self::Own,
-            ("jobs", _) if is_jobs(method, whole) => Self::Own,
             ("view", "") if reads => Self::View,
             ("users" | "settings", "") if reads || posts => Self::UserData,
             ("settings", id) if (reads || posts) && is_one_segment(id) => Self::UserData,

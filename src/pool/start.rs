@@ -141,6 +141,7 @@ impl Opened {
                 pins: Mutex::default(),
                 rewritten: Mutex::default(),
                 ends: Mutex::default(),
+                end_heard: Notify::new(),
                 made: super::made::Made::default(),
                 outputs: arc_swap::ArcSwap::default(),
                 journal: self.journal,
@@ -174,7 +175,7 @@ impl Opened {
             files: pool.files.router(now.limits.body_size),
         });
         pool.tasks.keep_at_least(now.queue.max_size + 10_000);
-        pool.take_up(restored);
+        pool.take_up(&restored);
         pool.spawn_all(&self.userdata, fetcher);
         Ok(pool)
     }
@@ -182,7 +183,7 @@ impl Opened {
 
 impl Pool {
     /// Takes up what an earlier process left.
-    fn take_up(self: &Arc<Self>, restored: Restored) {
+    fn take_up(self: &Arc<Self>, restored: &Restored) {
         if restored.damaged > 0 {
             warn!(target: TARGET, "{} jobs of the journal could not be read", restored.damaged);
         }

@@ -64,6 +64,7 @@ mod progress;
 mod prompt;
 mod queue;
 mod server;
+mod trace;
 mod upload;
 mod userdata;
 mod validate;
@@ -77,7 +78,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
@@ -91,12 +92,14 @@ pub use cli::{Args, run, start_farm};
 pub use events::{Tap, TapFrame};
 pub use faults::{Faults, QueueReply};
 pub use picture::image_of_seed;
+pub use trace::{Mark, Traced};
 
 use events::Hub;
 use faults::Fault;
 use files::Files;
 use nodes::Nodes;
 use queue::{Board, Finished, Item};
+use trace::Trace;
 
 /// How many requests and log lines are remembered.
 const MAX_REQUESTS: usize = 10_000;
@@ -196,6 +199,7 @@ struct Core {
     board: Mutex<Board>,
     current: Mutex<Current>,
     requests: Mutex<Requests>,
+    trace: Trace,
     settings: Mutex<Map<String, Value>>,
     log: Mutex<VecDeque<Value>>,
     era: Mutex<CancellationToken>,
@@ -214,6 +218,7 @@ impl Core {
             board: Mutex::new(Board::new(config.history_size)),
             current: Mutex::default(),
             requests: Mutex::default(),
+            trace: Trace::default(),
             settings: Mutex::default(),
             log: Mutex::default(),
             era: Mutex::default(),
@@ -254,6 +259,7 @@ impl Core {
     fn take_next(&self) -> Option<(Arc<Item>, CancellationToken)> {
         let mut board = self.board.lock();
         let item = board.pending.pop()?;
+        self.trace.note(Mark::Started, &item.id, Instant::now());
         board.running = Some(item.clone());
         self.publish_status(&board);
         Some((item, self.era.lock().clone()))
@@ -269,6 +275,7 @@ impl Core {
         board.finished += 1;
         board.history.insert(Arc::new(finished));
         self.publish_status(&board);
+        self.trace.note(Mark::Finished, &item.id, Instant::now());
         if let Some(client) = item.client() {
             let data = json!({"node": null, "prompt_id": item.id});
             self.hub.send(Some(client), "executing", data);
@@ -387,6 +394,11 @@ impl Sim {
     /// The last requests (at most 10,000), oldest first: method, and path with query.
     pub fn requests(&self) -> Vec<(String, String)> {
         self.core.requests.lock().last.iter().cloned().collect()
+    }
+
+    /// When prompts came, began and ended, oldest first (at most 100,000 marks).
+    pub fn trace(&self) -> Vec<Traced> {
+        self.core.trace.marks()
     }
 
     /// How many WebSockets are registered.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use axum::extract::{OriginalUri, Path, State};
 use axum::response::Response;
@@ -12,6 +13,7 @@ use serde_json::{Map, Value, json};
 use super::Core;
 use super::queue::Item;
 use super::reply::{Answer, Query, Refusal, bad, empty, object, ok_json};
+use super::trace::Mark;
 use super::validate::{error, plain, refusal, truthy, validate};
 
 /// Keys of `extra_data` that never show.
@@ -37,6 +39,7 @@ pub(super) async fn info(State(core): State<Arc<Core>>) -> Response {
 
 /// `POST /prompt`.
 pub(super) async fn post(State(core): State<Arc<Core>>, body: Bytes) -> Answer {
+    let arrived = Instant::now();
     core.log("got prompt\n");
     let mut body = json_body(&body)?;
     let number = number(&core, &body)?;
@@ -60,6 +63,7 @@ pub(super) async fn post(State(core): State<Arc<Core>>, body: Bytes) -> Answer {
         extra_data: extra_data(&mut body)?,
         outputs: valid.outputs,
     };
+    core.trace.note(Mark::Posted, &id, arrived);
     if !core.put(item) {
         return Err(Refusal::Crash);
     }

@@ -101,7 +101,6 @@ fn broken_configurations_name_key_value_line_and_cure() {
             "server: 8100\n",
             "server = 8100 (line 2): give a map of host, port, debug, threads, backend_header, tls, trusted_proxies, proxy_protocol, public_names, shutdown_timeout",
         ),
-        ("mode: pool\n", "mode = pool (line 2): not built yet; use sticky"),
         (
             "server: {proxy_protocol: v2}\n",
             "server.proxy_protocol = v2 (line 2): not built yet; use off, and X-Forwarded-For \
@@ -481,7 +480,7 @@ fn broken_secrets_never_show() {
 
 #[test]
 fn what_is_not_built_yet_is_warned_of() {
-    let text = "backends: [http://a]\npool: {prefetch: 1, isolation: user, keep_outputs: 10GB}\n\
+    let text = "backends: [http://a]\npool: {keep_outputs: 10GB}\n\
                 scheduler: {zones: {eu: ['::/0']}}\n\
                 health_check: {interval: 1s, timeout: 2s}\n";
     let loaded = load_text(text, &[], Flags::default()).unwrap();
@@ -489,8 +488,6 @@ fn what_is_not_built_yet_is_warned_of() {
     assert_eq!(
         loaded.warnings,
         [
-            "pool.prefetch: has no effect yet",
-            "pool.isolation: has no effect yet",
             "pool.keep_outputs: has no effect yet",
             "health_check.timeout: longer than health_check.interval, so polls fall behind",
         ]

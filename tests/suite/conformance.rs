@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod pooled;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;

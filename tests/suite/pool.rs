@@ -2,14 +2,25 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
+mod actor;
+mod agreement;
 mod answers;
+mod asking;
+mod breach;
 mod companions;
+mod conforming;
+mod ear;
 mod eligible;
 mod fair;
 mod files;
+mod idle;
+mod ledger;
+mod order;
 mod painter;
+mod random;
 mod shared;
 mod sockets;
+mod step;
 mod stopping;
 
 use comfygate::sim::{Sim, SimConfig};

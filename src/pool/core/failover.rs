@@ -122,10 +122,10 @@ impl Core {
         };
         let Some(since) = place.doubtful else { return };
         let lane = self.lanes.get(place.lane);
-        let reachable = lane.filter(|lane| lane.lane.reachable);
-        let since = reachable.map_or(since, |lane| lane.turned.max(since));
+        // Gone, or back, for that long: what it was before does not count.
+        let since = lane.map_or(since, |lane| lane.turned.max(since));
         let due = since.plus(self.options.declared_dead_after);
-        let still_posting = reachable.is_some() && place.verdict_out;
+        let still_posting = lane.is_some_and(|lane| lane.lane.reachable) && place.verdict_out;
         if due > self.now || still_posting {
             let again =
                 if still_posting { self.now.plus(self.options.retry_interval) } else { due };

@@ -68,8 +68,19 @@ impl Core {
             _ => 2,
         };
         placed.sort_by_key(|view| (rank(view), view.started, view.job.id));
-        placed.extend(self.line.order().filter_map(|id| self.get(id)));
-        placed
+        // Those that a server only judges wait like the others.
+        let (judged, mut all): (Vec<_>, Vec<_>) =
+            placed.into_iter().partition(|view| self.vetting.contains(&view.job.id));
+        let sent = all.len();
+        all.extend(self.line.order().filter_map(|id| self.get(id)));
+        for view in judged {
+            let before = |other: &JobView| {
+                other.job.owner.key == view.job.owner.key && other.job.number > view.job.number
+            };
+            let place = all[sent..].iter().position(before).map_or(all.len(), |at| sent + at);
+            all.insert(place, view);
+        }
+        all
     }
 
     /// The accepted jobs at a backend.

@@ -171,7 +171,9 @@ pub(super) fn put_open(open: &OpenJob, counter: u64) -> Vec<u8> {
     fields.raw(&job.priority.to_le_bytes());
     for names in [&job.needs.nodes, &job.needs.models] {
         fields.count(names.len());
-        names.iter().for_each(|name| fields.text(name));
+        for name in names {
+            fields.text(name);
+        }
     }
     fields.maybe(job.needs.task_type.as_deref(), Fields::text);
     fields.maybe(open.only_on.as_deref(), Fields::text);
@@ -269,7 +271,9 @@ pub(super) fn take_moved(meta: &[u8], open: &mut OpenJob) -> Result<(), Damaged>
 pub(super) fn put_ids(ids: &[JobId]) -> Vec<u8> {
     let mut fields = Fields::default();
     fields.count(ids.len());
-    ids.iter().for_each(|id| fields.u64(id.0));
+    for id in ids {
+        fields.u64(id.0);
+    }
     fields.0
 }
 

@@ -6,8 +6,7 @@
 //! batch, in any case before the end itself may be dropped from `done`. So a batch of new jobs
 //! costs one sync, and nothing ever waits for two streams to agree.
 //!
-//! Segments are dropped oldest first. When dead bytes prevail, what still lives in the oldest is
-//! written again at the end, some megabytes at a time between two batches.
+//! [`tidy`](super::tidy) keeps the files small between two batches, [`save`](super::save) the index.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
@@ -16,13 +15,14 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 
-use super::checkpoint::{Checkpoint, Meta};
+use super::checkpoint::Checkpoint;
 use super::error::Unavailable;
-use super::index::{Live, Place, Spot};
-use super::record::{self, Record, SCHEMA, Stamp};
+use super::index::{Live, Spot};
+use super::line::{Entry, Item, last_moves};
+use super::record::{Record, SCHEMA, Stamp};
 use super::reserve::Reserve;
 use super::restore::Journaled;
-use super::shared::{Entry, Item, Life, Shared};
+use super::shared::{Life, Shared};
 use super::stream::Stream;
 use crate::logging::TARGET;
 use crate::pool::job::JobId;
@@ -30,35 +30,29 @@ use crate::pool::job::JobId;
 /// Pause between two attempts to write on a disk in trouble.
 const RETRY: Duration = Duration::from_secs(1);
 /// The index on the disk is brought up to date so often, if there is something new.
-const SAVE_EVERY: Duration = Duration::from_secs(1);
+pub(super) const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// Age is looked at so often.
-const IDLE: Duration = Duration::from_secs(30);
-/// Bytes that are moved out of a segment between two batches.
-const STEP: u64 = 4 << 20;
-/// Bytes that are moved when the disk is full: the reserve has room for them.
-const PRESSED_STEP: u64 = 1 << 20;
-/// Jobs that are forgotten between two batches.
-const FORGET: usize = 1000;
+pub(super) const IDLE: Duration = Duration::from_secs(30);
 
 pub(super) struct Log {
     pub(super) shared: Arc<Shared>,
-    hot: Stream,
-    cold: Stream,
-    salt: u32,
-    segment_size: u64,
+    pub(super) hot: Stream,
+    pub(super) cold: Stream,
+    pub(super) salt: u32,
+    pub(super) segment_size: u64,
     /// Where each open job's record lies.
-    hot_at: HashMap<JobId, Spot>,
-    hot_live: BTreeMap<u64, Live>,
+    pub(super) hot_at: HashMap<JobId, Spot>,
+    pub(super) hot_live: BTreeMap<u64, Live>,
     /// Ended durably; `open` does not tell yet. With the place of a body that has secrets.
-    unclosed: Vec<(JobId, Option<Spot>)>,
+    pub(super) unclosed: Vec<(JobId, Option<Spot>)>,
     /// What could not be written and must be.
     kept: VecDeque<Item>,
-    retry_at: Option<Instant>,
-    reserve: Reserve,
-    checkpoint: Option<Checkpoint>,
+    pub(super) retry_at: Option<Instant>,
+    pub(super) reserve: Reserve,
+    pub(super) checkpoint: Option<Checkpoint>,
     /// Ordinals that are new, elsewhere or gone since the last checkpoint.
-    dirty: BTreeSet<u64>,
-    saved_at: Instant,
+    pub(super) dirty: BTreeSet<u64>,
+    pub(super) saved_at: Instant,
 }
 
 impl Log {
@@ -155,7 +149,7 @@ impl Log {
         written.and(cold_written)
     }
 
-    fn write_hot(&mut self, items: VecDeque<Item>) -> io::Result<()> {
+    pub(super) fn write_hot(&mut self, items: VecDeque<Item>) -> io::Result<()> {
         let closed = std::mem::take(&mut self.unclosed);
         let closing = closed.iter().map(|(id, _)| Entry::Closed(*id).record(self.salt));
         let records: Vec<Record> =
@@ -167,7 +161,7 @@ impl Log {
                     if let Entry::Open { open, .. } = &item.entry {
                         self.place_open(open.job.id, spot);
                     }
-                    item.tell(Ok(()));
+                    item.tell(&Ok(()));
                 }
                 self.wipe(closed.into_iter().filter_map(|(_, spot)| spot));
                 Ok(())
@@ -193,7 +187,7 @@ impl Log {
                         Entry::Deleted(gone) => self.dirty.extend(gone.iter().map(|(_, n)| n)),
                         _ => {}
                     }
-                    item.tell(Ok(()));
+                    item.tell(&Ok(()));
                 }
                 Ok(())
             }
@@ -214,7 +208,7 @@ impl Log {
             if let Entry::Open { open, .. } = &item.entry {
                 let reason = Unavailable(reason());
                 self.shared.state.lock().open.remove(&open.job.id);
-                item.tell(Err(reason));
+                item.tell(&Err(reason));
             } else {
                 self.kept.push_back(item);
             }
@@ -222,13 +216,13 @@ impl Log {
         self.kept = last_moves(std::mem::take(&mut self.kept));
     }
 
-    fn stamp(&self) -> Stamp {
+    pub(super) fn stamp(&self) -> Stamp {
         let state = self.shared.state.lock();
         let (next_id, counter) = (state.next_id, state.counter);
         Stamp { schema: SCHEMA, salt: self.salt, next_id, counter }
     }
 
-    fn place_open(&mut self, id: JobId, spot: Spot) {
+    pub(super) fn place_open(&mut self, id: JobId, spot: Spot) {
         self.unplace_open(id);
         let live = self.hot_live.entry(spot.segment).or_default();
         live.records += 1;
@@ -253,182 +247,10 @@ impl Log {
         self.unclosed.push((id, spot));
     }
 
-    fn settle(&mut self, ordinal: u64, spot: Spot) {
+    pub(super) fn settle(&mut self, ordinal: u64, spot: Spot) {
         if self.shared.index.write().settle(ordinal, spot) {
             self.dirty.insert(ordinal);
         }
-    }
-
-    /// Overwrites bodies that had secrets. `Closed` is durable: nobody needs them any more.
-    fn wipe(&self, spots: impl Iterator<Item = Spot>) {
-        for spot in spots {
-            let Ok(blob) = self.hot.blob(spot.segment) else { continue };
-            let Ok(length) = usize::try_from(spot.payload_len) else { continue };
-            let mut body = vec![0; length];
-            if blob.read_at(&mut body, spot.payload_at).is_ok() && has_secrets(&body) {
-                body.fill(0);
-                if let Err(error) = blob.write_at(&body, spot.payload_at) {
-                    warn!(target: TARGET, "a prompt's secrets could not be wiped: {error}");
-                }
-            }
-        }
-    }
-
-    fn tidy(&mut self, now: Instant, now_ms: u64) -> io::Result<bool> {
-        let bounds = self.shared.state.lock().bounds;
-        let gone = self.shared.index.write().expire(&bounds, now_ms, FORGET);
-        let expiring = gone.len() == FORGET;
-        self.dirty.extend(gone);
-        if self.retry_at.is_some() {
-            // Whatever is dead may be the room that is lacking.
-            self.hot.seal();
-            self.cold.seal();
-        }
-        let moved_hot = self.tidy_hot()?;
-        let moved_cold = self.tidy_cold()?;
-        if now >= self.saved_at + SAVE_EVERY {
-            self.save(now);
-        }
-        Ok(expiring || moved_hot || moved_cold)
-    }
-
-    fn tidy_hot(&mut self) -> io::Result<bool> {
-        while let Some(oldest) = self.hot.oldest()
-            && !self.hot_live.contains_key(&oldest)
-        {
-            self.hot.remove(oldest)?;
-        }
-        let live: u64 = self.hot_live.values().map(|live| live.bytes).sum();
-        let dead = self.hot.bytes().saturating_sub(live);
-        let Some(oldest) = self.hot.oldest() else { return Ok(false) };
-        let left = self.hot_live.get(&oldest).map_or(0, |live| live.bytes);
-        if !self.is_worth(dead, live, left) {
-            return Ok(false);
-        }
-        let entries = self.open_in(oldest);
-        let records: Vec<_> = entries.iter().map(|(_, entry)| entry.record(self.salt)).collect();
-        let spots = self.hot.append(&records, self.stamp())?;
-        for ((id, _), spot) in entries.iter().zip(spots) {
-            self.place_open(*id, spot);
-        }
-        // The rest has ended, and waits for its end to be written.
-        Ok(!entries.is_empty())
-    }
-
-    /// Whether the oldest segment is to be emptied, with so many bytes dead of all, so many that may
-    /// be, and so many to be moved.
-    fn is_worth(&self, dead: u64, may_be: u64, left: u64) -> bool {
-        if self.retry_at.is_some() {
-            return left < PRESSED_STEP && dead > 2 * left + PRESSED_STEP;
-        }
-        dead > may_be.max(2 * self.segment_size)
-    }
-
-    fn open_in(&self, segment: u64) -> Vec<(JobId, Entry)> {
-        let state = self.shared.state.lock();
-        let mut left = STEP;
-        let mut found = Vec::new();
-        for (id, spot) in self.hot_at.iter().filter(|(_, spot)| spot.segment == segment) {
-            let Some(open) = state.open.get(id) else { continue };
-            let open = Box::new(open.clone());
-            found.push((*id, Entry::Open { open, counter: state.counter }));
-            left = left.saturating_sub(spot.len());
-            if left == 0 {
-                break;
-            }
-        }
-        found
-    }
-
-    fn tidy_cold(&mut self) -> io::Result<bool> {
-        while let Some(oldest) = self.cold.oldest()
-            && self.shared.index.read().live(oldest).records == 0
-        {
-            self.close_ended()?;
-            self.cold.remove(oldest)?;
-        }
-        let live = self.shared.index.read().live_bytes();
-        let dead = self.cold.bytes().saturating_sub(live);
-        let Some(oldest) = self.cold.oldest() else { return Ok(false) };
-        let left = self.shared.index.read().live(oldest).bytes;
-        if !self.is_worth(dead, live / 4, left) {
-            return Ok(false);
-        }
-        let mut records = Vec::new();
-        let mut ordinals = Vec::new();
-        let spots = self.shared.index.read().in_segment(oldest, STEP);
-        for (ordinal, spot) in spots {
-            let blob = self.cold.blob(oldest)?;
-            if let Some(found) = record::read(&*blob, spot.at, spot.end(), self.salt)?
-                && found.intact
-            {
-                let payload = [found.payload, bytes::Bytes::new()];
-                records.push(Record::new(found.kind, &found.meta, payload, self.salt));
-                ordinals.push(ordinal);
-            } else {
-                warn!(target: TARGET, "the journal has lost a finished job: its record is damaged");
-                self.shared.index.write().remove(ordinal);
-                self.dirty.insert(ordinal);
-            }
-        }
-        let spots = self.cold.append(&records, self.stamp())?;
-        for (ordinal, spot) in ordinals.into_iter().zip(spots) {
-            self.settle(ordinal, spot);
-        }
-        Ok(true)
-    }
-
-    /// Tells the stream of open jobs which have ended, before their ends may be forgotten.
-    fn close_ended(&mut self) -> io::Result<()> {
-        if self.unclosed.is_empty() { Ok(()) } else { self.write_hot(VecDeque::new()) }
-    }
-
-    /// Brings the index on the disk up to date.
-    fn save(&mut self, now: Instant) {
-        self.saved_at = now;
-        let Some(mut checkpoint) = self.checkpoint.take() else {
-            let _ = self.close_ended();
-            self.dirty.clear();
-            return;
-        };
-        if let Err(error) = self.save_to(&mut checkpoint) {
-            // The segments have everything; only the next start takes longer.
-            warn!(target: TARGET, "the index of the journal could not be written: {error}");
-            self.saved_at = now + IDLE;
-        }
-        self.checkpoint = Some(checkpoint);
-    }
-
-    fn save_to(&mut self, checkpoint: &mut Checkpoint) -> Result<(), redb::Error> {
-        self.close_ended()?;
-        if self.dirty.is_empty() {
-            return Ok(());
-        }
-        let Stamp { salt, next_id, counter, .. } = self.stamp();
-        let next_ordinal = self.shared.state.lock().next_ordinal;
-        let position = self.cold.end();
-        let meta = Meta { salt, position, next_id, next_ordinal, counter };
-        let (changed, gone) = self.news(checkpoint.is_empty());
-        checkpoint.save(meta, changed.iter(), gone.into_iter())?;
-        self.dirty.clear();
-        Ok(())
-    }
-
-    /// What is new and what is gone; jobs that are not on the disk yet are told when they are.
-    fn news(&self, everything: bool) -> (Vec<super::index::Slot>, Vec<u64>) {
-        let index = self.shared.index.read();
-        if everything {
-            return (index.slots().cloned().collect(), Vec::new());
-        }
-        let (mut changed, mut gone) = (Vec::new(), Vec::new());
-        for ordinal in &self.dirty {
-            match index.slot(*ordinal) {
-                Some(slot) if matches!(slot.place, Place::Disk(_)) => changed.push(slot.clone()),
-                Some(_) => {}
-                None => gone.push(*ordinal),
-            }
-        }
-        (changed, gone)
     }
 
     fn trouble(&mut self, error: &io::Error, now: Instant) {
@@ -456,39 +278,8 @@ impl Log {
     }
 }
 
-/// Of each job's moves the last one, which says all.
-fn last_moves(items: VecDeque<Item>) -> VecDeque<Item> {
-    let mut last: VecDeque<Item> = VecDeque::with_capacity(items.len());
-    let mut earlier: HashMap<JobId, Vec<_>> = HashMap::new();
-    for mut item in items.into_iter().rev() {
-        let Entry::Moved { id, .. } = item.entry else {
-            last.push_front(item);
-            continue;
-        };
-        item.tickets.retain(|ticket| !ticket.is_closed());
-        match earlier.get_mut(&id) {
-            Some(tickets) => tickets.append(&mut item.tickets),
-            None => {
-                earlier.insert(id, Vec::new());
-                last.push_front(item);
-            }
-        }
-    }
-    for item in &mut last {
-        if let Entry::Moved { id, .. } = item.entry {
-            item.tickets.extend(earlier.remove(&id).unwrap_or_default());
-        }
-    }
-    last
-}
-
 fn describe(error: &io::Error) -> String {
     format!("the journal cannot be written: {error}")
-}
-
-/// Whether a body names the keys by which API nodes are paid.
-fn has_secrets(body: &[u8]) -> bool {
-    memchr::memmem::find(body, b"_comfy_org").is_some()
 }
 
 fn now_ms() -> u64 {

@@ -24,13 +24,16 @@ pub mod disk;
 mod error;
 mod finished;
 mod index;
+mod line;
 mod log;
 mod read;
 mod record;
 mod reserve;
 mod restore;
+mod save;
 mod shared;
 mod stream;
+mod tidy;
 
 #[cfg(test)]
 mod tests;
@@ -47,7 +50,9 @@ pub use change::{Accepted, Change, Ended, Fingerprint, Moved, OpenJob, PhaseName
 pub use error::{JournalError, Unavailable};
 pub use finished::{Finished, MAX_SUMMARY};
 pub use index::Bounds;
-pub use shared::{Names, Ticket};
+pub use line::Ticket;
+pub use read::Usage;
+pub use shared::Names;
 
 use checkpoint::Checkpoint;
 use disk::{Directory, Disk};
@@ -198,7 +203,7 @@ fn assemble(
     let by_id = restored.open.iter().map(|open| (open.job.id, open.clone())).collect();
     let index = std::mem::take(&mut found.index);
     let shared = Arc::new(Shared::new(by_id, index, found.next, bounds, names));
-    let reserve = Reserve::new(Arc::clone(disk));
+    let reserve = Reserve::new(Arc::clone(disk), segment_size / 16);
     let log =
         Log::new(Arc::clone(&shared), found, reserve, checkpoint, segment_size, Instant::now());
     (shared, restored, log)

@@ -9,8 +9,9 @@ use super::Journal;
 use super::disk::Disk;
 use super::finished::Finished;
 use super::index::{Place, Slot, Spot};
+use super::line::Ticket;
 use super::record;
-use super::shared::{Shared, Ticket};
+use super::shared::Shared;
 use crate::pool::job::JobId;
 
 /// How often a record that moves while it is read is looked for again.

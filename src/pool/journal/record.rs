@@ -85,9 +85,7 @@ pub(super) struct Record {
 
 impl Record {
     pub(super) fn new(kind: u8, meta: &[u8], payload: [Bytes; 2], salt: u32) -> Self {
-        let mut hasher = crc32fast::Hasher::new_with_initial(salt);
-        payload.iter().for_each(|part| hasher.update(part));
-        let sum = hasher.finalize();
+        let sum = sum_of(salt, &[&payload[0], &payload[1]]);
         let length = payload.iter().map(|part| part.len() as u64).sum();
         let mut fields = Fields(Vec::with_capacity(HEAD + meta.len()));
         fields.raw(MAGIC);
@@ -114,7 +112,9 @@ impl Record {
 
 fn sum_of(salt: u32, parts: &[&[u8]]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(salt);
-    parts.iter().for_each(|part| hasher.update(part));
+    for part in parts {
+        hasher.update(part);
+    }
     hasher.finalize()
 }
 
@@ -158,7 +158,7 @@ pub(super) fn read(blob: &dyn Blob, at: u64, length: u64, salt: u32) -> io::Resu
     }
     let mut meta = vec![0; head.meta_len];
     blob.read_at(&mut meta, at + HEAD as u64)?;
-    if sum_of(salt, &[&head.bytes[..HEAD - 4], &meta]) != head.head_sum {
+    if sum_of(salt, &[&head.bytes[..HEAD - 4], &meta]) != head.own_sum {
         return Ok(None);
     }
     let mut payload = vec![0; head.payload_len as usize];
@@ -172,9 +172,11 @@ struct Head {
     bytes: [u8; HEAD],
     kind: u8,
     meta_len: usize,
+    /// Of the payload.
     sum: u32,
     payload_len: u64,
-    head_sum: u32,
+    /// Of what stands before it and the meta.
+    own_sum: u32,
 }
 
 fn read_head(blob: &dyn Blob, at: u64, length: u64) -> io::Result<Option<Head>> {
@@ -197,7 +199,7 @@ fn parse_head(bytes: [u8; HEAD]) -> Result<Head, Damaged> {
         meta_len: reader.count()?,
         sum: reader.u32()?,
         payload_len: reader.u64()?,
-        head_sum: reader.u32()?,
+        own_sum: reader.u32()?,
     })
 }
 

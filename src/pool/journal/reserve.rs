@@ -1,4 +1,4 @@
-//! Head-room on the disk: a file of 2 MiB that is given up when the disk is full, so that the ends
+//! Head-room on the disk: a file that is given up when the disk is full, so that the ends
 //! of running jobs can still be written while new ones are refused.
 //!
 //! The trouble is over when the file could be made again and there is as much room beside it.
@@ -10,17 +10,22 @@ use super::disk::Disk;
 
 const NAME: &str = "reserve";
 const PROBE: &str = "probe";
-const SIZE: usize = 2 << 20;
 
 pub(super) struct Reserve {
     disk: Arc<dyn Disk>,
+    size: usize,
     held: bool,
 }
 
 impl Reserve {
-    pub(super) fn new(disk: Arc<dyn Disk>) -> Self {
-        let size = disk.open(NAME).and_then(|blob| blob.size()).unwrap_or(0);
-        Self { disk, held: size == SIZE as u64 }
+    pub(super) fn new(disk: Arc<dyn Disk>, size: u64) -> Self {
+        let held = disk.open(NAME).and_then(|blob| blob.size()).is_ok_and(|held| held == size);
+        Self { disk, size: usize::try_from(size).unwrap_or(0), held }
+    }
+
+    /// Bytes that it holds.
+    pub(super) fn size(&self) -> u64 {
+        self.size as u64
     }
 
     /// Gives the room to whoever needs it now.
@@ -41,7 +46,7 @@ impl Reserve {
 
     fn fill(&self, name: &str) -> io::Result<()> {
         let filled = self.disk.create(name).and_then(|blob| {
-            blob.write_at(&vec![0x5a; SIZE], 0)?;
+            blob.write_at(&vec![0x5a; self.size], 0)?;
             blob.sync()
         });
         if filled.is_err() {

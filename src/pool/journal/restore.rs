@@ -14,8 +14,9 @@ use super::codec::Reader;
 use super::disk::Disk;
 use super::finished::Finished;
 use super::index::{Index, Place, Slot, Spot};
+use super::line::kind;
 use super::record::{Found, SCHEMA, Stamp};
-use super::shared::{Next, kind};
+use super::shared::Next;
 use super::stream::Stream;
 use crate::pool::job::JobId;
 

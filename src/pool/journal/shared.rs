@@ -8,20 +8,16 @@
 //! Locks are taken in the order `state`, then `index`.
 
 use std::collections::{HashMap, VecDeque};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Instant;
 
-use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
-use tokio::sync::oneshot;
 
 use super::change::{self, Accepted, Change, Ended, Moved, OpenJob, PhaseName};
 use super::error::Unavailable;
 use super::finished::Finished;
 use super::index::{Bounds, Index, Place, Slot};
-use super::record::Record;
+use super::line::{Entry, Item, Ticket, stopped};
 use crate::backend::BackendId;
 use crate::pool::job::JobId;
 
@@ -30,114 +26,10 @@ const MAX_WAITING: usize = 4096;
 /// Bytes of new jobs in the line at most; a single one may be larger.
 const MAX_WAITING_BYTES: usize = 128 << 20;
 /// Bytes that are written in one go; a single change may be larger.
-pub(super) const BATCH: usize = 16 << 20;
+const BATCH: usize = 16 << 20;
 
 /// Tells a backend's name.
 pub type Names = Arc<dyn Fn(BackendId) -> Option<Arc<str>> + Send + Sync>;
-
-/// Resolves when a change is durable, or will not be.
-#[derive(Debug)]
-#[must_use = "a job is accepted when its ticket has said so"]
-pub struct Ticket(oneshot::Receiver<Result<(), Unavailable>>);
-
-impl Ticket {
-    fn ready(result: Result<(), Unavailable>) -> Self {
-        let (sender, receiver) = oneshot::channel();
-        let _ = sender.send(result);
-        Self(receiver)
-    }
-
-    /// Waits, on a thread that may block.
-    pub fn wait(self) -> Result<(), Unavailable> {
-        self.0.blocking_recv().unwrap_or_else(|_| Err(stopped()))
-    }
-}
-
-impl Future for Ticket {
-    type Output = Result<(), Unavailable>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context).map(|told| told.unwrap_or_else(|_| Err(stopped())))
-    }
-}
-
-fn stopped() -> Unavailable {
-    Unavailable("the gateway is stopping".to_owned())
-}
-
-/// A change as it is to be written.
-#[derive(Debug)]
-pub(super) enum Entry {
-    Open { open: Box<OpenJob>, counter: u64 },
-    Moved { id: JobId, meta: Vec<u8> },
-    Closed(JobId),
-    Ended { finished: Arc<Finished>, entry: Bytes, reply: Bytes },
-    Deleted(Vec<(JobId, u64)>),
-}
-
-/// Kinds of records. Their numbers are on disks.
-pub(super) mod kind {
-    pub(crate) const OPEN: u8 = 1;
-    pub(crate) const MOVED: u8 = 2;
-    pub(crate) const CLOSED: u8 = 3;
-    pub(crate) const ENDED: u8 = 16;
-    pub(crate) const DELETED: u8 = 17;
-}
-
-impl Entry {
-    pub(super) fn record(&self, salt: u32) -> Record {
-        let none = || [Bytes::new(), Bytes::new()];
-        let (kind, meta, payload) = match self {
-            Self::Open { open, counter } => {
-                let body = [open.job.body.clone(), Bytes::new()];
-                (kind::OPEN, change::put_open(open, *counter), body)
-            }
-            Self::Moved { meta, .. } => (kind::MOVED, meta.clone(), none()),
-            Self::Closed(id) => (kind::CLOSED, id.0.to_le_bytes().to_vec(), none()),
-            Self::Ended { finished, entry, reply } => {
-                (kind::ENDED, finished.put(), [entry.clone(), reply.clone()])
-            }
-            Self::Deleted(gone) => {
-                let ids: Vec<_> = gone.iter().map(|(id, _)| *id).collect();
-                (kind::DELETED, change::put_ids(&ids), none())
-            }
-        };
-        Record::new(kind, &meta, payload, salt)
-    }
-
-    /// Whether it belongs to the stream of open jobs.
-    pub(super) fn is_hot(&self) -> bool {
-        matches!(self, Self::Open { .. } | Self::Moved { .. } | Self::Closed(_))
-    }
-
-    pub(super) fn is_new_job(&self) -> bool {
-        matches!(self, Self::Open { .. })
-    }
-
-    /// About as many bytes.
-    pub(super) fn size(&self) -> usize {
-        match self {
-            Self::Open { open, .. } => open.job.body.len() + 1024,
-            Self::Ended { entry, reply, .. } => entry.len() + reply.len() + 1024,
-            Self::Deleted(ids) => ids.len() * 16,
-            _ => 256,
-        }
-    }
-}
-
-pub(super) struct Item {
-    pub(super) entry: Entry,
-    /// Its own, and those of the moves that it makes superfluous.
-    pub(super) tickets: Vec<oneshot::Sender<Result<(), Unavailable>>>,
-}
-
-impl Item {
-    pub(super) fn tell(self, result: Result<(), Unavailable>) {
-        for ticket in self.tickets {
-            let _ = ticket.send(result.clone());
-        }
-    }
-}
 
 /// Whether changes are still taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -294,10 +186,10 @@ impl Shared {
         if state.life == Life::Closed {
             return Ticket::ready(Err(stopped()));
         }
-        let (sender, receiver) = oneshot::channel();
+        let (sender, ticket) = Ticket::new();
         state.line.push_back(Item { entry, tickets: vec![sender] });
         self.wake.notify_one();
-        Ticket(receiver)
+        ticket
     }
 
     /// Waits for changes until `deadline` at the latest, and takes a batch of them.
@@ -317,7 +209,9 @@ impl Shared {
         state.life = Life::Closed;
         let rest = std::mem::take(&mut state.line);
         drop(state);
-        rest.into_iter().for_each(|item| item.tell(Err(stopped())));
+        for item in rest {
+            item.tell(&Err(stopped()));
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::{Action, Core, Input, Outcome, Phase};
+use super::super::{Action, Core, Input, Outcome, Phase, Verdict};
 use super::server::Server;
 use crate::backend::BackendId;
 use crate::pool::job::JobId;
@@ -17,6 +17,8 @@ pub(super) struct Ledger {
     loose: BTreeSet<JobId>,
     completed: BTreeSet<JobId>,
     doubtful: BTreeSet<JobId>,
+    /// Jobs of which a POST broke off.
+    unsure: BTreeSet<JobId>,
     /// POSTs that are not answered.
     posts: BTreeMap<JobId, u32>,
 }
@@ -42,6 +44,10 @@ impl Ledger {
             Action::Post(post) => {
                 let capacity = core.capacity(post.backend);
                 assert!(post.vetting || capacity, "{now}: {:?} holds too many", post.backend);
+                if !self.accepted.contains(&post.job.id) && self.unsure.contains(&post.job.id) {
+                    // Its first judge was given up, and may have it.
+                    self.loose.insert(post.job.id);
+                }
                 let out = self.posts.entry(post.job.id).or_default();
                 *out += 1;
                 if *out > 1 {
@@ -54,7 +60,10 @@ impl Ledger {
         }
     }
 
-    pub(super) fn answered(&mut self, id: JobId) {
+    pub(super) fn answered(&mut self, id: JobId, verdict: &Verdict) {
+        if matches!(verdict, Verdict::Unknown) {
+            self.unsure.insert(id);
+        }
         self.posts.entry(id).and_modify(|out| *out = out.saturating_sub(1));
     }
 

@@ -248,8 +248,8 @@ impl World {
         if self.trace {
             eprintln!("{} < {}", self.now, super::checks::brief(&input));
         }
-        if let Input::Verdict { job, .. } = &input {
-            self.ledger.answered(*job);
+        if let Input::Verdict { job, verdict, .. } = &input {
+            self.ledger.answered(*job, verdict);
         }
         let mut actions = Vec::new();
         self.core.handle(input, Moment(self.now), &mut actions);

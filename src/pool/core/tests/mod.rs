@@ -60,7 +60,7 @@ fn lane(n: u32) -> Lane {
 
 fn with_nodes(n: u32, nodes: &[&str]) -> Lane {
     let nodes = nodes.iter().map(|node| (*node).into()).collect();
-    let capabilities = Some(Arc::new(Capabilities { nodes, models: BTreeSet::new() }));
+    let capabilities = Some(Arc::new(Capabilities { nodes, ..Capabilities::default() }));
     Lane { capabilities, ..lane(n) }
 }
 

@@ -102,6 +102,10 @@ fn a_refused_job_does_not_come_back_after_a_restart() {
         let refused = machine.journal.write(accepted(2, 1000));
         machine.round(now);
         assert!(refused.wait().is_err());
+        if !fails_cut {
+            let again = Machine::start(machine.disk.picture(), Bounds::default(), SEGMENT);
+            assert_eq!(numbers(&again.restored.open), [(1, 1000)].into());
+        }
         machine.disk.fail_sync(false);
         machine.disk.fail_cut(false);
         machine.round(now + Duration::from_secs(2));
@@ -122,7 +126,7 @@ fn a_line_that_is_full_refuses_new_jobs_and_takes_the_rest() {
     for _ in 0..20 {
         machine.round(Instant::now());
     }
-    let taken = tickets.into_iter().map(|ticket| ticket.wait());
+    let taken = tickets.into_iter().map(Ticket::wait);
     let (taken, refused): (Vec<_>, Vec<_>) = taken.partition(Result::is_ok);
     assert_eq!((taken.len(), refused.len()), (4, 14));
     assert!(refused[0].as_ref().unwrap_err().0.contains("slower"));

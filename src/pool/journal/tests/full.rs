@@ -57,6 +57,12 @@ fn a_long_history_opens_quickly_and_in_little_memory() {
     assert_eq!((restored.finished as u64, restored.open.len()), (jobs, 0));
     assert_eq!(journal.entry_blocking(JobId(jobs / 2)), Some(entry(jobs / 2, 20_000)));
     println!("{jobs} jobs: written in {filled:?}, opened in {took:?}, {grown} KiB more memory");
+    drop(journal);
+    std::fs::remove_file(dir.path().join(INDEX)).unwrap();
+    let began = Instant::now();
+    let (_journal, restored) = open_with(dir.path(), endless, SEGMENT);
+    println!("without its index in {:?}", began.elapsed());
+    assert_eq!(restored.finished as u64, jobs);
     assert!(took < Duration::from_secs(3), "{took:?}");
     assert!(grown < 200_000, "{grown} KiB");
 }

@@ -140,7 +140,7 @@ proptest! {
                 }
             }
         }
-        let on_disk = |slot: &Slot| match slot.place { Place::Disk(spot) => Some(spot), _ => None };
+        let on_disk = |slot: &Slot| match slot.place { Place::Disk(spot) => Some(spot), Place::Memory { .. } => None };
         let spots: Vec<Spot> = index.slots().filter_map(on_disk).collect();
         let in_memory = index.len() - spots.len();
         let bytes: u64 = spots.iter().map(Spot::len).sum();
