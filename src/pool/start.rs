@@ -160,6 +160,8 @@ impl Opened {
                 links: Links::start(Arc::clone(&fleet), sids, sockets, Arc::clone(&ear) as _),
                 ear,
                 hub,
+                companions: super::companions::Companions::default(),
+                gateway: Arc::downgrade(gateway),
                 features,
                 routers: OnceLock::new(),
                 files,
@@ -245,6 +247,7 @@ impl Pool {
         tokio::spawn(Arc::clone(self.merged.catalog()).keep_warm());
         tokio::spawn(Arc::clone(userdata).keep_importing(Arc::clone(&self.fleet), fetcher));
         tokio::spawn(Arc::clone(self).keep_features());
+        tokio::spawn(Arc::clone(self).keep_companions());
     }
 
     /// Goes by another configuration.
