@@ -8,7 +8,8 @@
 //!
 //! The way of an event: [`links`] hold two sockets to each backend, [`hearing`] tells by [`events`]
 //! what a message means and whose it is; [`clients`] has the sockets of those who are to hear it.
-//! [`frame`] is what passes between. What nobody heard of a job's end is told by [`retell`].
+//! What a backend addresses to a client itself comes by [`companions`]. [`frame`] is what passes
+//! between. What nobody heard of a job's end is told by [`retell`].
 //!
 //! Everything else of ComfyUI: [`route`] tells who answers a request. [`own`] knows queue, history
 //! and jobs; [`merged`] asks all servers and makes one answer; [`userdata`] keeps what belongs to
@@ -18,9 +19,11 @@
 //! their jobs will have ended, [`wanted`] tells operators what jobs asked for in vain.
 
 mod allowance;
+mod announced;
 pub mod ask;
 mod cancel;
 pub mod clients;
+mod companions;
 pub mod core;
 mod dispatch;
 mod errands;
@@ -54,7 +57,7 @@ pub mod way;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -62,11 +65,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
+pub use companions::Present;
 pub use start::{Opened, open};
 
 use crate::backend::{Backend, BackendId};
 use crate::config::Config;
 use crate::fleet::Fleet;
+use crate::gateway::Gateway;
 use crate::metrics::Durations;
 use crate::tasks::Tasks;
 use job::JobId;
@@ -111,6 +116,8 @@ pub struct Pool {
     ear: Arc<hearing::Ear>,
     links: Arc<links::Links>,
     hub: Arc<clients::Hub>,
+    companions: companions::Companions,
+    gateway: Weak<Gateway>,
     /// What clients that announce their features are answered with.
     features: Arc<Mutex<serde_json::Value>>,
     files: Arc<files::Files>,

@@ -133,12 +133,13 @@ impl Hub {
     }
 
     /// An earlier process had this client, perhaps: it may come back for what it missed.
-    pub fn expect(&self, sid: &Arc<str>) {
+    pub fn expect(&self, owner: &Owner) {
+        let Some(sid) = &owner.client_id else { return };
         if sid.is_empty() || sid.len() > MAX_SID {
             return;
         }
         let now = self.now();
-        self.with_session(sid, |session| session.expected(now));
+        self.with_session(&self.name(owner.key, sid), |session| session.expected(now));
     }
 
     /// A job has ended, with or without a last frame. To be called after the last
@@ -192,11 +193,35 @@ impl Hub {
         self.name_of(owner).is_some_and(|name| self.is_live(&name))
     }
 
-    /// Passes any other message to a `clientId`'s socket, if it has one.
+    /// Passes any other message to a caller's socket under a `clientId`, if there is one.
+    pub fn pass_from_home(&self, caller: ClientKey, sid: &Arc<str>, frame: Frame) {
+        self.pass(&self.name(caller, sid), frame);
+    }
+
+    /// Passes any other message to a session's socket, if it has one.
     pub fn pass(&self, sid: &str, frame: Frame) {
         let now = self.now();
         if let Some(slot) = self.slot(sid) {
             let _ = self.change(&slot, |session| session.pass(frame, now));
+        }
+    }
+
+    /// Passes any other message to the sockets of those callers of whom this holds.
+    pub fn pass_to(&self, holds: impl Fn(ClientKey) -> bool, frame: &Frame) {
+        let now = self.now();
+        for slot in self.slots_of(holds) {
+            let _ = self.change(&slot, |session| session.pass(frame.clone(), now));
+        }
+    }
+
+    /// The `clientId`s of a caller that have a socket, so many at most.
+    pub fn sids_of(&self, caller: ClientKey, limit: usize) -> Vec<Arc<str>> {
+        let registry = self.registry.lock();
+        let names = registry.callers.get(&caller).into_iter().flatten().take(limit);
+        match self.depth {
+            // A name is the caller's and the `clientId`.
+            Some(_) => names.filter_map(|n| n.split_once('/')).map(|(_, sid)| sid.into()).collect(),
+            None => names.cloned().collect(),
         }
     }
 
@@ -258,6 +283,13 @@ impl Hub {
         for slot in slots {
             let _ = self.change(&slot, |session| session.overhear(delivery.clone(), now));
         }
+    }
+
+    fn slots_of(&self, holds: impl Fn(ClientKey) -> bool) -> Vec<Arc<Slot>> {
+        let registry = self.registry.lock();
+        let callers = registry.callers.iter().filter(|(key, _)| holds(**key));
+        let sids = callers.flat_map(|(_, sids)| sids);
+        sids.filter_map(|sid| registry.slots.get(sid).cloned()).collect()
     }
 
     fn slot(&self, sid: &str) -> Option<Arc<Slot>> {
