@@ -253,11 +253,12 @@ impl Pool {
         if client.companion.as_ref().is_some_and(|(at, _)| *at == home) {
             return;
         }
+        let key = client.key;
         table.close(sid);
         if table.open >= MAX {
             return;
         }
-        let (hub, to, key) = (Arc::clone(&self.hub), Arc::clone(sid), client.key);
+        let (hub, to) = (Arc::clone(&self.hub), Arc::clone(sid));
         let on_frame = Box::new(move |frame| hub.pass_from_home(key, &to, frame));
         let (pool, of) = (Arc::downgrade(self), Arc::clone(sid));
         let on_open = Box::new(move || {
