@@ -133,16 +133,21 @@ impl Core {
         let job = &entry.job;
         let everybody = ClientKey::from_bytes(EVERYBODY);
         let by_arrival = self.options.fairness == Fairness::Fifo;
-        let seconds = self.learnt.anywhere(job.kind.as_ref().map(|kind| kind.hash));
         Ticket {
             id: job.id,
             flow: if by_arrival { everybody } else { job.owner.key },
             level: Level { again: entry.again, priority: job.priority },
             number: job.number,
-            cost: match self.options.fairness {
-                Fairness::GpuTime => seconds.unwrap_or(1.0).max(LEAST_COST),
-                _ => 1.0,
-            },
+            cost: self.cost(entry),
+        }
+    }
+
+    /// What a job's turn costs, by what is learnt now.
+    pub(super) fn cost(&self, entry: &Entry) -> f64 {
+        let kind = entry.job.kind.as_ref().map(|kind| kind.hash);
+        match self.options.fairness {
+            Fairness::GpuTime => self.learnt.anywhere(kind).unwrap_or(1.0).max(LEAST_COST),
+            _ => 1.0,
         }
     }
 

@@ -135,6 +135,9 @@ impl Core {
 
     /// Sends a waiting job to a lane.
     pub(super) fn dispatch(&mut self, id: JobId, slot: usize) {
+        if let Some(cost) = self.entries.get(&id).map(|entry| self.cost(entry)) {
+            self.line.price(id, cost);
+        }
         let ticket = self.line.take(id, slot);
         self.particular.remove(&id);
         self.post(id, slot, false);

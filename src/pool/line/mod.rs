@@ -126,6 +126,13 @@ impl Line {
         Some(ticket)
     }
 
+    /// A waiting job's turn will cost something else than was thought when it came.
+    pub fn price(&mut self, id: JobId, cost: f64) {
+        if let Some(item) = self.items.get_mut(&id) {
+            item.ticket.cost = cost;
+        }
+    }
+
     /// Takes a job out because a lane, or one to be, has its turn; the caller is charged.
     pub fn take(&mut self, id: JobId, lane: usize) -> Option<Ticket> {
         let Item { ticket, class } = self.items.remove(&id)?;
