@@ -18,6 +18,7 @@
 //! [`lanes`] and [`look`] tell the core what the fleet looks like, [`foresee`] tells users when
 //! their jobs will have ended, [`wanted`] tells operators what jobs asked for in vain.
 
+mod allowance;
 mod announced;
 pub mod ask;
 mod cancel;
@@ -29,6 +30,7 @@ mod errands;
 pub mod eta;
 pub mod events;
 pub mod files;
+mod forecast;
 mod foresee;
 pub mod frame;
 mod hearing;
@@ -67,9 +69,10 @@ pub use companions::Present;
 pub use start::{Opened, open};
 
 use crate::backend::{Backend, BackendId};
-use crate::config::{Config, Isolation};
+use crate::config::Config;
 use crate::fleet::Fleet;
 use crate::gateway::Gateway;
+use crate::metrics::Durations;
 use crate::tasks::Tasks;
 use job::JobId;
 
@@ -82,6 +85,7 @@ pub struct Pool {
     /// The clients that wait for a verdict.
     verdicts: Mutex<HashMap<JobId, oneshot::Sender<own::prompt::Answer>>>,
     flights: own::prompt::InFlight,
+    per_user: own::limits::PerUser,
     posted: posted::AllPosted,
     /// What was fetched of jobs that are about to end.
     entries: Mutex<HashMap<JobId, Fetched>>,
@@ -130,6 +134,9 @@ pub struct Pool {
     alarm: Notify,
     /// A socket to a backend has opened or ended.
     links_changed: Notify,
+    forecasts: Mutex<forecast::Forecasts>,
+    /// How far off the first reckoning of a job's beginning was.
+    eta_error: Arc<Durations>,
     /// The line, or what runs, has changed.
     line_moved: Notify,
 }
@@ -151,7 +158,7 @@ struct Routers {
 impl Pool {
     /// Whether callers see and touch their own jobs only.
     fn is_isolated(&self) -> bool {
-        self.config.load().pool.isolation != Isolation::None
+        self.hub.is_isolated()
     }
 
     /// Whether a backend gets jobs.

@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use crate::comfy::routes::bare;
+use crate::comfy::routes::{bare, unescaped};
 
 /// Who answers a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,8 +23,8 @@ impl Route {
     /// The route of a request in pool mode. Methods and paths that ComfyUI does not know go to a
     /// server, whose refusal is the right one.
     pub fn of(method: &Method, target: &str) -> Self {
-        let path = bare(target);
-        let whole = target.split(['?', '#']).next().unwrap_or_default();
+        let whole = unescaped(target.split(['?', '#']).next().unwrap_or_default());
+        let (whole, path) = (&*whole, bare(&whole));
         let reads = matches!(*method, Method::GET | Method::HEAD);
         let posts = *method == Method::POST;
         if is_jobs(method, whole) {
@@ -121,6 +121,13 @@ mod tests {
             assert_eq!(Route::of(&method, path), route, "{path}");
             assert_eq!(Route::of(&method, &format!("/api{path}")), route, "/api{path}");
         }
+    }
+
+    #[test]
+    fn a_route_is_the_gateways_however_it_is_written() {
+        let hidden = ["/%71ueue", "/api/%68istory", "/a%70i/jobs", "/api/api/%6aobs"];
+        assert_eq!(routes(&Method::GET, &hidden), [Route::Own; 4]);
+        assert_eq!(Route::of(&Method::POST, "/api/i%6Eterrupt"), Route::Own);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! 1. To the backend whose prefix its query carries, the prefix taken off.
 //! 2. `/view` without a prefix: the gateway's own store for what was handed in; else the one backend
 //!    that has such a file, or where one of the caller's own jobs made it; else 404, never another
-//!    job's file.
+//!    job's file. Where callers are isolated, only what their own jobs made.
 //! 3. A custom node's route: to where the caller's only running job is.
 //! 4. Everything else to the caller's home, as in sticky mode. A custom node may answer there by a
 //!    message to the caller's client, for which that gets a [companion](super::companions).
@@ -17,10 +17,11 @@ use http::{HeaderMap, Method, Uri};
 
 use super::Pool;
 use super::core::Phase;
+use super::files::place::Folder;
 use super::files::prefix;
 use super::route::Route;
 use crate::backend::{Backend, BackendId};
-use crate::comfy::routes::{bare, query_value};
+use crate::comfy::routes::{bare, query_value, unescaped};
 use crate::edge::envelope::Envelope;
 use crate::identity::ClientKey;
 use crate::rejection::{Kind, Rejection};
@@ -53,7 +54,10 @@ impl Pool {
             }
             Route::Own => Way::Here(routers.own.clone()),
             Route::UserData => Way::Here(routers.userdata.clone()),
-            Route::Merged => Way::Here(routers.merged.clone()),
+            Route::Merged => match made_in(target).filter(|_| self.is_isolated()) {
+                Some(folder) => Way::Here(self.made_by(envelope.key, folder)),
+                None => Way::Here(routers.merged.clone()),
+            },
             Route::View | Route::Server => {
                 if let Some((name, asked)) = prefix::in_query(target) {
                     return self.to_named(&name, Some(asked));
@@ -87,12 +91,18 @@ impl Pool {
         if self.files.has(&uri) {
             return Way::Here(self.shown());
         }
-        let holder = self.files.holder(&uri, &self.own(envelope.key)).await;
+        let holder = self.files.holder(&uri, &self.own(envelope.key), self.is_isolated()).await;
         let view = self.fleet.view();
         match holder.and_then(|id| view.get(id)) {
             Some(backend) => Way::To(Arc::clone(backend), None),
             None => Way::Refuse(not_here()),
         }
+    }
+
+    /// Lists what a caller's own jobs made.
+    fn made_by(&self, caller: ClientKey, folder: Folder) -> axum::Router {
+        let names = self.made.all(caller, folder);
+        axum::Router::new().fallback(async move || axum::Json(names))
     }
 
     /// Shows files of the gateway's own store.
@@ -135,6 +145,13 @@ impl Pool {
         let first = running.next()?;
         running.next().is_none().then_some(first)
     }
+}
+
+/// The folder that a request wants listed, if it is one that jobs write to.
+fn made_in(target: &str) -> Option<Folder> {
+    let path = unescaped(target.split(['?', '#']).next().unwrap_or_default());
+    let folder = path.strip_prefix("/internal/files/").and_then(Folder::of)?;
+    (folder != Folder::Input).then_some(folder)
 }
 
 /// What ComfyUI itself answers of what goes to a server, by the first part of its path.

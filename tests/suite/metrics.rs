@@ -34,6 +34,7 @@ const PROMISED: [&str; 19] = [
     "tasks_total",
     "tasks_queued",
     "task_wait_seconds",
+    "eta_error_seconds",
     "task_run_seconds",
     "failovers_total",
     "retries_total",

@@ -23,6 +23,7 @@ mod shared;
 mod sockets;
 mod step;
 mod stopping;
+mod users;
 
 use comfygate::sim::{Sim, SimConfig};
 use serde_json::json;

@@ -4,6 +4,7 @@
 
 mod history;
 mod jobs;
+pub(super) mod limits;
 mod logs;
 pub(super) mod prompt;
 mod queue;

@@ -23,6 +23,7 @@ use super::super::job::{Job, JobId, Needs, Owner};
 use super::super::submission::{self, Number, Parsed, Submission};
 use super::super::visit::Visit;
 use super::json;
+use crate::config::Priority;
 use crate::rejection::{Kind, Rejection};
 
 /// Bytes of prompts that the gateway holds at most, waiting ones included.
@@ -144,7 +145,9 @@ impl Pool {
             Boarding::Again(before) => return Ok(before.answer().await),
         };
         let _landing = Landing { flights: &self.flights, id: Arc::clone(&prompt_id) };
-        let job = self.job_of(visit, body, submission, prompt_id);
+        let id = JobId(self.next_job.fetch_add(1, Relaxed));
+        let _turn = self.admit(visit.key, id)?;
+        let job = self.job_of(id, visit, body, submission, prompt_id);
         self.fingerprints.lock().insert(job.id, fingerprint);
         let answer = self.judged(Arc::clone(&job)).await;
         if let Answer::Server { status: 400, .. } = &answer {
@@ -171,6 +174,7 @@ impl Pool {
 
     fn job_of(
         &self,
+        id: JobId,
         visit: Visit,
         body: Bytes,
         submission: &Submission,
@@ -180,7 +184,7 @@ impl Pool {
         needs.task_type = visit.task_type.or(needs.task_type);
         let once = submission.wishes.once || self.has_no_retry_node(&needs);
         Arc::new(Job {
-            id: JobId(self.next_job.fetch_add(1, Relaxed)),
+            id,
             prompt_id,
             owner: Owner {
                 key: visit.key,
@@ -188,8 +192,11 @@ impl Pool {
                 client_id: submission.client_id.clone(),
             },
             number: submission.number(&self.counter).value(),
-            // Everybody may step back; who may push ahead is for logins to say.
-            priority: submission.wishes.priority.min(0),
+            priority: match self.config.load().queue.priority {
+                // Everybody may step back.
+                Priority::Off => submission.wishes.priority.min(0),
+                Priority::ExtraData => submission.wishes.priority,
+            },
             needs: self.needs.of(needs),
             kind: submission.kind.clone(),
             zone: visit.zone,
