@@ -26,16 +26,9 @@ pub fn unescaped(target: &str) -> Cow<'_, str> {
         return plain;
     }
     for piece in pieces {
-        match hidden(piece.as_bytes()) {
-            Some(byte) => {
-                plain.to_mut().push(byte);
-                plain.to_mut().push_str(&piece[2..]);
-            }
-            None => {
-                plain.to_mut().push('%');
-                plain.to_mut().push_str(piece);
-            }
-        }
+        let byte = hidden(piece.as_bytes());
+        plain.to_mut().push(byte.unwrap_or('%'));
+        plain.to_mut().push_str(if byte.is_some() { &piece[2..] } else { piece });
     }
     plain
 }

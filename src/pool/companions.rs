@@ -257,8 +257,8 @@ impl Pool {
         if table.open >= MAX {
             return;
         }
-        let (hub, to) = (Arc::clone(&self.hub), Arc::clone(sid));
-        let on_frame = Box::new(move |frame| hub.pass(&to, frame));
+        let (hub, to, key) = (Arc::clone(&self.hub), Arc::clone(sid), client.key);
+        let on_frame = Box::new(move |frame| hub.pass_from_home(key, &to, frame));
         let (pool, of) = (Arc::downgrade(self), Arc::clone(sid));
         let on_open = Box::new(move || {
             if let Some(pool) = pool.upgrade() {

@@ -44,7 +44,9 @@ impl Pool {
             (core.open_jobs() as u64, of.collect::<Vec<_>>())
         };
         if self.is_isolated() {
-            of.iter().for_each(|(key, open)| self.hub.status_of(*key, *open));
+            for (key, open) in of {
+                self.hub.status_of(key, open);
+            }
         } else if !of.is_empty() {
             self.hub.status(open);
         }

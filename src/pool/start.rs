@@ -216,9 +216,7 @@ impl Pool {
             let one = open.kept(|name| self.fleet.id_of(name));
             self.enter(&one.job);
             self.retell.lock().open(one.job.id);
-            if let Some(sid) = &one.job.owner.client_id {
-                self.hub.expect(sid);
-            }
+            self.hub.expect(&one.job.owner);
             self.held.fetch_add(one.job.body.len() as u64, Relaxed);
             if let (Some(name), Some(remote)) = (open.at.backend(), &open.remote_id) {
                 self.remember(self.fleet.id_of(name), Arc::clone(remote), &one.job);
@@ -241,9 +239,11 @@ impl Pool {
         let Some(last) = newest.first().map(|job| job.finished_ms) else { return };
         let late = |job: &&Arc<Finished>| last.saturating_sub(job.finished_ms) <= RETOLD_MS;
         for job in newest.iter().take_while(late).collect::<Vec<_>>().into_iter().rev() {
-            let Some(sid) = &job.owner.client_id else { continue };
+            if job.owner.client_id.is_none() {
+                continue;
+            }
             let entry = self.journal.entry_blocking(job.id).unwrap_or_default();
-            self.hub.expect(sid);
+            self.hub.expect(&job.owner);
             for delivery in retell::whole(&Subject::from(&**job), &entry) {
                 self.hub.deliver(delivery);
             }

@@ -133,12 +133,13 @@ impl Hub {
     }
 
     /// An earlier process had this client, perhaps: it may come back for what it missed.
-    pub fn expect(&self, sid: &Arc<str>) {
+    pub fn expect(&self, owner: &Owner) {
+        let Some(sid) = &owner.client_id else { return };
         if sid.is_empty() || sid.len() > MAX_SID {
             return;
         }
         let now = self.now();
-        self.with_session(sid, |session| session.expected(now));
+        self.with_session(&self.name(owner.key, sid), |session| session.expected(now));
     }
 
     /// A job has ended, with or without a last frame. To be called after the last
@@ -192,7 +193,12 @@ impl Hub {
         self.name_of(owner).is_some_and(|name| self.is_live(&name))
     }
 
-    /// Passes any other message to a `clientId`'s socket, if it has one.
+    /// Passes any other message to a caller's socket under a `clientId`, if there is one.
+    pub fn pass_from_home(&self, caller: ClientKey, sid: &Arc<str>, frame: Frame) {
+        self.pass(&self.name(caller, sid), frame);
+    }
+
+    /// Passes any other message to a session's socket, if it has one.
     pub fn pass(&self, sid: &str, frame: Frame) {
         let now = self.now();
         if let Some(slot) = self.slot(sid) {
@@ -211,7 +217,12 @@ impl Hub {
     /// The `clientId`s of a caller that have a socket, so many at most.
     pub fn sids_of(&self, caller: ClientKey, limit: usize) -> Vec<Arc<str>> {
         let registry = self.registry.lock();
-        registry.callers.get(&caller).into_iter().flatten().take(limit).cloned().collect()
+        let names = registry.callers.get(&caller).into_iter().flatten().take(limit);
+        match self.depth {
+            // A name is the caller's and the `clientId`.
+            Some(_) => names.filter_map(|n| n.split_once('/')).map(|(_, sid)| sid.into()).collect(),
+            None => names.cloned().collect(),
+        }
     }
 
     /// Whether previews for this `clientId` carry metadata (`supports_preview_metadata`).
