@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use log::warn;
+use tokio::time::timeout;
 
 use super::core::{Attempt, Input, Known, Post, TakenBack, Verdict};
 use super::dispatch::summary_of;
 use super::events::Flavour;
 use super::files::{Own, prefix};
-use super::job::Job;
+use super::job::{Job, JobId};
 use super::posted::Posted;
 use super::submission::{self, Adoption};
 use super::{Fetched, Pool};
@@ -19,6 +20,8 @@ use crate::logging::TARGET;
 
 /// A POST without a verdict is given up after this long: ComfyUI's loop may stall for seconds.
 pub(super) const VERDICT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Events come this much later than the answer to a question at most.
+const EVENTS_LATE: Duration = Duration::from_secs(3);
 /// Any other question is.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -90,6 +93,9 @@ impl Pool {
             Some(at) => {
                 let id = self.id_at(&at, &job);
                 let (known, entry) = self.ask.know(&at, &id, TIMEOUT).await;
+                if matches!(known, Known::Ended { .. }) {
+                    self.hear_out(backend, job.id).await;
+                }
                 if let Some(entry) = entry {
                     self.adopt(&at, &job, &entry);
                 }
@@ -101,6 +107,21 @@ impl Pool {
             None => Known::Unknown,
         };
         self.tell(Input::Told { backend, job: job.id, attempt, known });
+    }
+
+    /// A backend said that a prompt has ended: its events may still be on their way, and once the
+    /// job is over nobody would know whose they are.
+    async fn hear_out(&self, backend: BackendId, job: JobId) {
+        let heard = async {
+            loop {
+                let ended = self.end_heard.notified();
+                if self.ends.lock().contains_key(&job) || !self.links.is_ready(backend) {
+                    return;
+                }
+                ended.await;
+            }
+        };
+        let _ = timeout(EVENTS_LATE, heard).await;
     }
 
     /// Interrupts a running prompt.

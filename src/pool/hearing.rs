@@ -119,6 +119,7 @@ impl Pool {
         let is_open = || self.core.lock().get(delivery.job).is_some();
         if delivery.meaning == Meaning::End && is_open() {
             self.ends.lock().insert(delivery.job, delivery);
+            self.end_heard.notify_waiters();
         } else {
             self.hub.deliver(delivery);
         }

@@ -95,6 +95,8 @@ pub struct Pool {
     outputs: ArcSwap<BTreeSet<Box<str>>>,
     /// The last words on jobs whose history entry is being fetched.
     ends: Mutex<HashMap<JobId, frame::Delivery>>,
+    /// Another one of them has come.
+    end_heard: Notify,
     journal: journal::Journal,
     ask: ask::Ask,
     ear: Arc<hearing::Ear>,

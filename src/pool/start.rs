@@ -144,6 +144,7 @@ impl Opened {
                 pins: Mutex::default(),
                 rewritten: Mutex::default(),
                 ends: Mutex::default(),
+                end_heard: Notify::new(),
                 made: super::made::Made::default(),
                 outputs: arc_swap::ArcSwap::default(),
                 journal: self.journal,

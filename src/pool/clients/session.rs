@@ -180,9 +180,8 @@ impl Session {
         if self.is_live() {
             self.detached(true, now);
         }
-        if let Presence::Gone(since) = self.presence
-            && now.since(since) >= KEPT_FOR
-        {
+        // A page repeats its flags at once; ComfyUI forgets those of any client that reconnects.
+        if !attach.has_origin || !self.is_within_time(now) {
             self.flags = Flags::default();
         }
         self.flags.confirmed = false;

@@ -1,5 +1,6 @@
 //! What readers see.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::entry::{Entry, Life};
@@ -68,8 +69,23 @@ impl Core {
             _ => 2,
         };
         placed.sort_by_key(|view| (rank(view), view.started, view.job.id));
-        placed.extend(self.line.order().filter_map(|id| self.get(id)));
-        placed
+        let busy: HashSet<BackendId> = placed.iter().filter_map(running_on).collect();
+        for view in &mut placed {
+            view.waits |= matches!(view.phase, Phase::Sent(at) if busy.contains(&at));
+        }
+        // Those that a server only judges wait like the others.
+        let (judged, mut all): (Vec<_>, Vec<_>) =
+            placed.into_iter().partition(|view| self.vetting.contains(&view.job.id));
+        let sent = all.len();
+        all.extend(self.line.order().filter_map(|id| self.get(id)));
+        for view in judged {
+            let before = |other: &JobView| {
+                other.job.owner.key == view.job.owner.key && other.job.number > view.job.number
+            };
+            let place = all[sent..].iter().position(before).map_or(all.len(), |at| sent + at);
+            all.insert(place, view);
+        }
+        all
     }
 
     /// The accepted jobs at a backend.
@@ -110,10 +126,18 @@ impl Core {
     }
 }
 
+fn running_on(view: &JobView) -> Option<BackendId> {
+    match view.phase {
+        Phase::Running(backend) => Some(backend),
+        _ => None,
+    }
+}
+
 fn view(entry: &Entry) -> Option<JobView> {
     entry.accepted.then(|| JobView {
         job: Arc::clone(&entry.job),
         phase: entry.phase(),
+        waits: entry.place.as_ref().is_none_or(|place| place.vetting && place.life == Life::Sent),
         attempts: entry.attempt,
         started: entry.place.as_ref().filter(|p| p.life != Life::Sent).and_then(|p| p.started),
         reply: entry.reply.clone(),

@@ -10,7 +10,7 @@ use crate::pool::core::{Attempt, Outcome};
 use crate::pool::job::{JobId, Owner};
 
 /// Bytes of a summary at most.
-pub const MAX_SUMMARY: usize = 2048;
+pub const MAX_SUMMARY: usize = 8 << 10;
 /// Replies up to this are kept in memory; longer ones name invalid nodes and stay on the disk.
 const MAX_REPLY: usize = 256;
 /// Characters of an error that are kept.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::super::Pool;
-use super::super::core::{JobView, Phase};
+use super::super::core::JobView;
 use super::super::visit::Visit;
 use super::{json as reply, list_of};
 
@@ -43,7 +43,7 @@ pub(super) async fn list(
 
 /// Whether a job shows as running.
 pub(super) fn runs(view: &JobView) -> bool {
-    matches!(view.phase, Phase::Running(_) | Phase::Ending(_))
+    !view.waits
 }
 
 impl Pool {
