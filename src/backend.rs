@@ -188,6 +188,8 @@ pub struct Live {
     /// When it went down last; 0 when it never did.
     down_at: AtomicU64,
     last_event: AtomicU64,
+    /// A prompt there showed no life, and an interrupt did not help.
+    hung: AtomicBool,
     /// Bits of an f64. Two writers at once may lose a sample, which a mean survives.
     response_seconds: AtomicU64,
     pace: Mutex<Pace>,
@@ -227,6 +229,7 @@ impl Live {
             returned_at: AtomicU64::new(0),
             down_at: AtomicU64::new(0),
             last_event: AtomicU64::new(0),
+            hung: AtomicBool::new(false),
             response_seconds: AtomicU64::new(0),
             pace: Mutex::new(Pace::new(learnt)),
             taught: AtomicU64::new(0),
@@ -234,6 +237,17 @@ impl Live {
             breaks: AtomicU64::new(0),
             notes: Mutex::default(),
         }
+    }
+
+    /// Whether a prompt there hangs, as pool mode found; the backend is suspect for as long.
+    pub fn hangs(&self, hung: bool) {
+        self.hung.store(hung, Relaxed);
+        self.alter(|standing| standing.suspect = hung);
+    }
+
+    /// Whether a prompt there hangs.
+    pub fn is_hung(&self) -> bool {
+        self.hung.load(Relaxed)
     }
 
     /// How it stands.

@@ -12,7 +12,7 @@ use super::backends::headers;
 use super::checked::{
     AccessLog, Admin, Affinity, Alerts, Backend, Cache, ClientEvents, Config, Failover, Fairness,
     HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, Pool, ProxyProtocol, Queue,
-    Scheduler, Server, Session, Strategy, Webhook,
+    RestartHook, Scheduler, Server, Session, Strategy, Webhook,
 };
 use super::not_yet::{NOT_YET, Then};
 use super::raw::Node;
@@ -186,10 +186,32 @@ fn pool(node: &Node<'_>) -> Pool {
         keep_outputs: node.get("keep_outputs").size(0, 0..=1024 * TIB),
         uploads_size: node.get("uploads_size").size(10_000_000_000, MIB..=1024 * TIB),
         history: history(&node.get("history")),
+        suspect_after: node.get("suspect_after").duration(Duration::from_mins(10), SECOND..=DAY),
+        declared_dead_after: node
+            .get("declared_dead_after")
+            .duration(Duration::from_secs(10), SECOND..=DAY),
+        restart_hook: restart_hook(&node.get("restart_hook")),
         no_retry_nodes: node
             .get("no_retry_nodes")
             .list("give a list of node types", |item| item.text("use a node type", Some)),
     }
+}
+
+/// A URL, itself perhaps `{env: NAME}` or `{file: PATH}`; a program; or a list of a program and its
+/// arguments.
+fn restart_hook(node: &Node<'_>) -> Option<RestartHook> {
+    let value = node.value()?;
+    let is_url = value.as_str().is_some_and(|text| text.contains("://"));
+    if value.is_mapping() || is_url {
+        return webhook_url(node).map(RestartHook::Url);
+    }
+    let cure = "give a program and its arguments as a list, or a URL";
+    let words = node.list(cure, |word| word.text(cure, Some));
+    if words.is_empty() {
+        node.problem(cure.to_owned());
+        return None;
+    }
+    Some(RestartHook::Command(words))
 }
 
 fn history(node: &Node<'_>) -> History {
@@ -321,8 +343,8 @@ pub(super) fn warnings(root: &Node<'_>, config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     if !root.get("mode").is_set() && root.get("queue").is_set() {
         warnings.push(
-            "mode: not given, so each client stays with one backend (sticky); for a queue of \
-             single prompts, as the Python balancer's, set mode: pool"
+            "mode: not given, so each client stays with one backend (sticky) and queue has no \
+             effect; for a queue of single prompts, as the Python balancer's, set mode: pool"
                 .to_owned(),
         );
     }

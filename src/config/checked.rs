@@ -254,8 +254,24 @@ pub struct Pool {
     pub uploads_size: u64,
     /// How many finished jobs are kept.
     pub history: History,
+    /// A running prompt without any event for this long is interrupted, and its backend suspect when
+    /// that does not help.
+    pub suspect_after: Duration,
+    /// A backend that is gone for this long has lost its prompts.
+    pub declared_dead_after: Duration,
+    /// What is called when a backend is suspect.
+    pub restart_hook: Option<RestartHook>,
     /// Node types whose jobs must not run twice.
     pub no_retry_nodes: Vec<String>,
+}
+
+/// `pool.restart_hook`: what is called to restart a backend that shows no life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RestartHook {
+    /// A program and its arguments; no shell has a part in it.
+    Command(Vec<String>),
+    /// A URL that gets a POST. It may carry a token.
+    Url(Secret),
 }
 
 /// `pool.history`: how many finished jobs are kept. Whichever is met first counts.

@@ -30,7 +30,7 @@ mod yaml;
 pub use checked::{
     AccessLog, Admin, Affinity, Alerts, Backend, Cache, ClientEvents, Config, Failover, Fairness,
     HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, Pool, ProxyProtocol, Queue,
-    Scheduler, Server, Session, Strategy, Tls, Webhook,
+    RestartHook, Scheduler, Server, Session, Strategy, Tls, Webhook,
 };
 pub use command::{CheckArgs, check_file, run_check};
 pub use endpoint::Endpoint;

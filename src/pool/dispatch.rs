@@ -10,14 +10,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::warn;
 
-use super::Pool;
 use super::core::{Action, Input, Kept, Outcome, Phase, Refusal};
+use super::frame::{Delivery, Meaning};
+use super::hook::Patient;
 use super::job::{Job, JobId};
-use super::journal::{Accepted, Change, Ended, Moved};
+use super::journal::{Accepted, Change, Ended, Moved, Ticket};
 use super::own::prompt::Answer;
+use super::retell::Subject;
 use super::submission::jobs::Summary;
 use super::submission::{self, Number};
-use crate::backend::BackendId;
+use super::{Fetched, Pool};
+use crate::backend::{Backend, BackendId};
 use crate::clock::Moment;
 use crate::comfy::history::Entry;
 use crate::logging::TARGET;
@@ -120,7 +123,7 @@ impl Pool {
         let kept = self.journal.write(Change::Accepted(Accepted {
             job: Arc::clone(job),
             reply: reply.clone(),
-            fingerprint: submission::fingerprint(&job.body),
+            fingerprint: self.fingerprint_of(job),
             counter: u64::try_from(self.counter.at()).unwrap_or_default(),
         }));
         let (pool, job, id) = (Arc::clone(self), Arc::clone(job), job.id);
@@ -141,6 +144,7 @@ impl Pool {
 
     fn refuse(&self, job: &Job, refusal: Refusal) {
         self.forget(job);
+        self.retell.lock().forget(job.id);
         let answer = match refusal {
             Refusal::Server { status, content_type, body } => {
                 Answer::Server { status, content_type, body }
@@ -185,6 +189,7 @@ impl Pool {
         };
         if phase == Phase::Waiting {
             self.ends.lock().remove(&job.id);
+            self.retell.lock().again(job.id);
             self.hub.withdrawn(&job.owner, job.id);
         }
         self.tasks.placed(&job.prompt_id, &placed);
@@ -202,36 +207,51 @@ impl Pool {
         attempts: u32,
         run_seconds: Option<f64>,
     ) {
-        let end = self.ends.lock().remove(&job.id);
+        let held = self.ends.lock().remove(&job.id).unwrap_or_default();
         self.forget(job);
-        let entry = self.entries.lock().remove(&job.id);
+        let fetched = self.entries.lock().remove(&job.id);
         let told = match &outcome {
             Outcome::Completed => Entry::Completed { run_seconds },
             Outcome::Failed { error } => Entry::Failed { error: error.clone() },
             Outcome::Cancelled => Entry::Interrupted,
         };
         self.tasks.ended(&job.prompt_id, told, attempts);
-        let entry = entry.or_else(|| self.entry_without_server(job, &outcome)).unwrap_or_default();
-        if !entry.is_empty() {
-            self.made.took(job.owner.key, &entry);
-        }
-        let summary = Summary::of(job).ended(&entry);
-        let summary = serde_json::to_vec(&summary).unwrap_or_default();
-        drop(self.journal.write(Change::Ended(Box::new(Ended {
+        let Fetched { entry, summary } = fetched.unwrap_or_else(|| {
+            let entry = self.entry_without_server(job, &outcome).unwrap_or_default();
+            Fetched { summary: summary_of(job, &entry), entry }
+        });
+        let untold = self.retell.lock().close(&Subject::from(&**job), &entry);
+        let kept = self.journal.write(Change::Ended(Box::new(Ended {
             id: job.id,
             outcome,
             backend,
             attempts,
             run_seconds,
             finished_ms: now_ms(),
-            summary: summary.into(),
+            summary,
             entry,
-        }))));
-        if let Some(end) = end {
-            self.hub.deliver(end);
-        }
-        self.hub.ended(&job.owner, job.id);
+        })));
+        self.tell_end(job, kept, held, untold);
         self.line_moved.notify_one();
+    }
+
+    /// Tells a job's end to its owner once it is on the disk: told earlier, it could run again after
+    /// a crash and end another way.
+    fn tell_end(&self, job: &Arc<Job>, kept: Ticket, held: Vec<Delivery>, untold: Vec<Delivery>) {
+        let (hub, job) = (Arc::clone(&self.hub), Arc::clone(job));
+        tokio::spawn(async move {
+            // What cannot be kept is true all the same.
+            let _ = kept.await;
+            // Before its last word.
+            let is_end = |one: &Delivery| one.meaning == Meaning::End;
+            let last = held.iter().position(is_end).unwrap_or(held.len());
+            let mut held = held.into_iter();
+            let before: Vec<_> = held.by_ref().take(last).collect();
+            for delivery in before.into_iter().chain(untold).chain(held) {
+                hub.deliver(delivery);
+            }
+            hub.ended(&job.owner, job.id);
+        });
     }
 
     /// The history entry of a job that failed without any server having one.
@@ -241,12 +261,19 @@ impl Pool {
         Some(submission::failed_entry(job, b"{}", &is_output, error, now_ms()))
     }
 
+    /// By what a job is known again; reckoned beforehand, since a body may be long.
+    pub(super) fn fingerprint_of(&self, job: &Job) -> [u8; 32] {
+        let known = self.fingerprints.lock().get(&job.id).copied();
+        known.unwrap_or_else(|| submission::fingerprint(&job.body))
+    }
+
     /// Forgets what was kept for a job while it was open.
     fn forget(&self, job: &Job) {
         self.posted.forget(job.id);
         self.ends.lock().remove(&job.id);
         self.pins.lock().remove(&job.id);
         self.rewritten.lock().remove(&job.id);
+        self.fingerprints.lock().remove(&job.id);
         self.held.fetch_sub(job.body.len() as u64, Relaxed);
     }
 
@@ -257,9 +284,24 @@ impl Pool {
                 "backend {} is suspect: its running prompt shows no life, and an interrupt did not help",
                 backend.name()
             );
-            backend.live.alter(|standing| standing.suspect = true);
+            backend.live.hangs(true);
+            self.call_hook(backend);
         }
         self.fleet.touch();
+    }
+
+    fn call_hook(&self, backend: &Backend) {
+        let Some(hook) = self.config.load().pool.restart_hook.clone() else { return };
+        let (name, url) = (backend.name().to_owned(), backend.spec.endpoint.url());
+        self.hooks.call(hook, Patient { id: backend.id, name, url }, Moment::now());
+    }
+
+    /// A backend that was suspect has restarted, or got over it.
+    pub(super) fn recovered(&self, backend: BackendId) {
+        if let Some(backend) = self.fleet.view().get(backend).filter(|b| b.live.is_hung()) {
+            backend.live.hangs(false);
+            self.fleet.touch();
+        }
     }
 
     /// The name of a backend, also of one that is gone.
@@ -275,6 +317,11 @@ impl Pool {
         let shortest = seconds.filter(|seconds| *seconds > 0.0).min_by(f64::total_cmp);
         shortest.map_or(5, |seconds| seconds.clamp(1.0, 60.0).ceil() as u32)
     }
+}
+
+/// What lists of jobs say of one that has ended.
+pub(super) fn summary_of(job: &Job, entry: &[u8]) -> bytes::Bytes {
+    serde_json::to_vec(&Summary::of(job).ended(entry)).unwrap_or_default().into()
 }
 
 /// Whether ComfyUI would tell everybody its depth: when a prompt comes, begins or ends.

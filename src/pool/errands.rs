@@ -6,13 +6,15 @@ use std::time::Duration;
 use log::warn;
 use tokio::time::timeout;
 
-use super::Pool;
 use super::core::{Attempt, Input, Known, Post, TakenBack, Verdict};
+use super::dispatch::summary_of;
 use super::events::Flavour;
 use super::files::{Own, prefix};
+use super::frame::{Delivery, Meaning};
 use super::job::{Job, JobId};
 use super::posted::Posted;
 use super::submission::{self, Adoption};
+use super::{Fetched, Pool};
 use crate::backend::{Backend, BackendId};
 use crate::identity::ClientKey;
 use crate::logging::TARGET;
@@ -28,17 +30,27 @@ impl Pool {
     /// Posts a prompt under the sid that suits its owner.
     pub(super) async fn post(self: Arc<Self>, post: Post) {
         let verdict = match self.backend(post.backend) {
-            Some(backend) => self.post_to(&backend, &post).await,
+            Some(backend) => match self.post_to(&backend, &post).await {
+                // Perhaps for want of a file that was there once.
+                (Verdict::Refused { .. }, true) => {
+                    self.files.forget(backend.id);
+                    self.post_to(&backend, &post).await.0
+                }
+                (verdict, _) => verdict,
+            },
             None => Verdict::NotSent,
         };
         self.tell(Input::Verdict { job: post.job.id, attempt: post.attempt, verdict });
     }
 
-    async fn post_to(self: &Arc<Self>, backend: &Arc<Backend>, post: &Post) -> Verdict {
+    /// Posts it once; also tells whether it names files that were brought there.
+    async fn post_to(self: &Arc<Self>, backend: &Arc<Backend>, post: &Post) -> (Verdict, bool) {
         let job = &post.job;
         let flavour = self.flavour_of(job);
+        let mut has_files = false;
         let body = match self.files.prepare(&job.body, backend, &self.own(job.owner.key)).await {
             Ok(prepared) => {
+                has_files = !prepared.pins.is_empty();
                 self.pins.lock().entry(job.id).or_default().extend(prepared.pins);
                 if prepared.body.is_some() {
                     self.rewritten.lock().insert(job.id);
@@ -48,13 +60,13 @@ impl Pool {
             Err(error) => {
                 let name = backend.name();
                 warn!(target: TARGET, "{name} cannot have the files of {}: {error}", job.prompt_id);
-                return Verdict::NotSent;
+                return (Verdict::NotSent, has_files);
             }
         };
         let number = if post.vetting { submission::LAST } else { job.number };
         let sid = self.links.sids().of(flavour);
         let body = submission::render(&body, &sid, number, &job.prompt_id);
-        let posted = Posted { job: Arc::clone(job), flavour };
+        let posted = Posted { job: Arc::clone(job), flavour, sure: true };
         self.posted.add(backend.id, Arc::clone(&job.prompt_id), posted.clone());
         let verdict = self.ask.post_prompt(backend, &job.prompt_id, body, VERDICT_TIMEOUT).await;
         if let Verdict::Accepted(reply) = &verdict
@@ -62,7 +74,7 @@ impl Pool {
         {
             self.ear.learn(backend.id, &theirs.into(), posted);
         }
-        verdict
+        (verdict, has_files)
     }
 
     /// Takes a prompt back out of a backend's queue.
@@ -114,7 +126,10 @@ impl Pool {
         let heard = async {
             loop {
                 let ended = self.end_heard.notified();
-                if self.ends.lock().contains_key(&job) || !self.links.is_ready(backend) {
+                let is_over =
+                    |held: &Vec<Delivery>| held.iter().any(|one| one.meaning == Meaning::End);
+                let over = self.ends.lock().get(&job).is_some_and(is_over);
+                if over || !self.links.is_ready(backend) || self.retell.lock().has_gap(job) {
                     return;
                 }
                 ended.await;
@@ -144,7 +159,7 @@ impl Pool {
     /// A backend has a job of an earlier process.
     pub(super) fn remember(&self, backend: BackendId, id: Arc<str>, job: &Arc<Job>) {
         // Its owner's socket has not come back yet: what it announced is not known.
-        let posted = Posted { job: Arc::clone(job), flavour: self.flavour_of(job) };
+        let posted = Posted { job: Arc::clone(job), flavour: self.flavour_of(job), sure: false };
         self.posted.add(backend, id, posted);
     }
 
@@ -165,9 +180,11 @@ impl Pool {
             rewritten: self.rewritten.lock().contains(&job.id),
             mark: &|value| prefix::mark(value, backend.name()),
         };
-        if let Some(entry) = submission::adopt(entry, &adoption) {
-            self.entries.lock().insert(job.id, entry);
-        }
+        let Some(entry) = submission::adopt(entry, &adoption) else { return };
+        // Read here, not where the job ends: that must be quick, and entries may be long.
+        self.made.took(job.owner.key, &entry);
+        let summary = summary_of(job, &entry);
+        self.entries.lock().insert(job.id, Fetched { entry, summary });
     }
 
     fn backend(&self, id: BackendId) -> Option<Arc<Backend>> {

@@ -1,12 +1,13 @@
 //! Hears the backends' event sockets: what each message means to the core, and who gets it.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
 use super::Pool;
 use super::announced::Announced;
-use super::core::Input;
+use super::core::{Input, Phase};
 use super::events::{Attribution, Directory, Flavour, Kind, Known, Rewrite, Verdict, parse};
 use super::files::prefix;
 use super::frame::{Delivery, Frame, Meaning};
@@ -15,16 +16,22 @@ use super::posted::{AllPosted, Posted};
 use crate::backend::BackendId;
 use crate::clock::Moment;
 
+/// Messages of one prompt that are held at its end.
+const MAX_LAST_WORDS: usize = 64;
+
 /// The ear of a pool.
 pub(super) struct Ear {
     pool: Weak<Pool>,
-    backends: Mutex<std::collections::HashMap<BackendId, Arc<Mutex<Attribution>>>>,
-    announced: Mutex<std::collections::HashMap<BackendId, Announced>>,
+    backends: Mutex<HashMap<BackendId, Arc<Mutex<Attribution>>>>,
+    /// Backends whose sockets have broken: they may come back as other servers.
+    broken: Mutex<HashSet<BackendId>>,
+    announced: Mutex<HashMap<BackendId, Announced>>,
 }
 
 impl Ear {
     pub(super) fn new(pool: Weak<Pool>) -> Self {
-        Self { pool, backends: Mutex::default(), announced: Mutex::default() }
+        let (backends, broken, announced) = Default::default();
+        Self { pool, backends, broken, announced }
     }
 
     /// A backend runs a prompt under an id of its own making. What it told of it before is told now.
@@ -37,6 +44,12 @@ impl Ear {
         for verdict in side.claim(id, now, &pool.posted) {
             pool.act_on(backend, verdict, now);
         }
+    }
+
+    /// A backend is no longer part of the fleet.
+    pub(super) fn forget(&self, backend: BackendId) {
+        self.backends.lock().remove(&backend);
+        self.broken.lock().remove(&backend);
     }
 
     /// A backend said, not by an event, that a prompt runs there.
@@ -87,14 +100,25 @@ impl Listener for Ear {
         pool.links_changed.notify_one();
         if pool.links.is_ready(backend) {
             // What happened while nobody listened has to be asked for.
+            pool.files.forget(backend);
+            let there = pool.core.lock().on(backend);
+            pool.retell.lock().reopened(there.iter().map(|view| view.job.id));
+            pool.recovered(backend);
             pool.tell(Input::LaneReset(backend));
             pool.look_first(backend);
+            if self.broken.lock().remove(&backend)
+                && let Some(backend) = pool.fleet.view().get(backend)
+            {
+                backend.live.inventory.outdate();
+                pool.files.forget(backend.id);
+            }
         }
     }
 
     fn lost(&self, backend: BackendId, flavour: Flavour) {
         let Some(pool) = self.pool.upgrade() else { return };
         self.of(&pool, backend).lock().lost(flavour);
+        self.broken.lock().insert(backend);
         pool.read.lock().remove(&backend);
         pool.links_changed.notify_one();
         if let Some(backend) = pool.fleet.view().get(backend) {
@@ -107,9 +131,12 @@ impl Pool {
     fn act_on(self: &Arc<Self>, backend: BackendId, verdict: Verdict, now: Moment) {
         self.lived(backend, verdict.depth, now);
         if let Some(delivery) = verdict.delivery {
-            self.pass_on(delivery);
+            self.pass_on(backend, delivery);
         }
         if let Some(input) = verdict.input {
+            if matches!(input, Input::Finished { .. }) {
+                self.recovered(backend);
+            }
             self.tell(input);
         }
     }
@@ -122,20 +149,43 @@ impl Pool {
         self.hub.pass_to(|caller| gateway.is_home_of(caller, backend), frame);
     }
 
-    /// Passes a message to its owner. The last word on a prompt waits until its history entry is
-    /// here: clients ask for it as soon as they hear that word.
-    fn pass_on(&self, delivery: Delivery) {
-        let is_open = || self.core.lock().get(delivery.job).is_some();
-        if delivery.meaning == Meaning::End && is_open() {
-            self.ends.lock().insert(delivery.job, delivery);
+    /// Passes a message to its owner. From the word on how a prompt ended on they wait until its
+    /// history entry is here: clients ask for it as soon as they hear that, and until then the
+    /// prompt may be lost with its backend, to run again.
+    fn pass_on(&self, backend: BackendId, delivery: Delivery) {
+        let phase = self.core.lock().get(delivery.job).map(|view| view.phase);
+        // A copy that runs at a server that was declared dead tells nothing.
+        let is_copy = phase.and_then(Phase::backend).is_some_and(|at| at != backend);
+        if is_copy || !self.retell.lock().passes(&delivery) {
+            return;
+        }
+        let closes = matches!(delivery.meaning, Meaning::Terminal | Meaning::End);
+        if closes && phase.is_some() {
+            self.ends.lock().entry(delivery.job).or_default().push(delivery);
             self.end_heard.notify_waiters();
-        } else {
+        } else if let Some(delivery) = self.after_the_end(delivery) {
             self.hub.deliver(delivery);
+        }
+    }
+
+    /// What follows a word that is held waits with it; a backend that never stops is passed on.
+    fn after_the_end(&self, delivery: Delivery) -> Option<Delivery> {
+        let mut ends = self.ends.lock();
+        match ends.get_mut(&delivery.job) {
+            Some(held) if held.len() < MAX_LAST_WORDS => {
+                held.push(delivery);
+                None
+            }
+            _ => Some(delivery),
         }
     }
 }
 
 impl Directory for AllPosted {
+    fn is_of(&self, backend: BackendId, prompt_id: &str, flavour: Flavour) -> bool {
+        self.learn_flavour(backend, prompt_id, flavour)
+    }
+
     fn job(&self, backend: BackendId, prompt_id: &str) -> Option<Known> {
         let posted = self.find(backend, prompt_id)?;
         Some(Known {

@@ -92,6 +92,9 @@ impl Pool {
         let (running, pending) = (ours(&items.running), ours(&items.pending));
         let all = items.running.len() + items.pending.len();
         let foreign = (all - running.len() - pending.len()) as u32;
+        if items.running.is_empty() {
+            self.recovered(backend.id);
+        }
         self.tell(Input::Queue { backend: backend.id, running, pending, foreign, asked });
         if self.read.lock().insert(backend.id) {
             self.links_changed.notify_one();

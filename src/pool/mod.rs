@@ -8,15 +8,15 @@
 //!
 //! The way of an event: [`links`] hold two sockets to each backend, [`hearing`] tells by [`events`]
 //! what a message means and whose it is; [`clients`] has the sockets of those who are to hear it.
-//! What a backend addresses to a client itself comes by [`companions`].
-//! [`frame`] is what passes between.
+//! [`frame`] is what passes between. What nobody heard of a job's end is told by [`retell`]; what a
+//! backend says to a client itself comes by [`companions`].
 //!
 //! Everything else of ComfyUI: [`route`] tells who answers a request. [`own`] knows queue, history
 //! and jobs; [`merged`] asks all servers and makes one answer; [`userdata`] keeps what belongs to
 //! users; [`files`] knows where files are; [`way`] finds the one server for the rest.
 //!
 //! [`lanes`] and [`look`] tell the core what the fleet looks like, [`foresee`] tells users when
-//! their jobs will have ended.
+//! their jobs will have ended, [`wanted`] tells operators what jobs asked for in vain.
 
 mod announced;
 pub mod ask;
@@ -32,6 +32,7 @@ pub mod files;
 mod foresee;
 pub mod frame;
 mod hearing;
+mod hook;
 pub mod job;
 pub mod journal;
 mod lanes;
@@ -40,13 +41,16 @@ pub mod links;
 mod look;
 mod made;
 pub mod merged;
+mod needs;
 mod own;
 mod posted;
+pub mod retell;
 pub mod route;
 mod start;
 pub mod submission;
 pub mod userdata;
 pub mod visit;
+pub mod wanted;
 pub mod way;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -79,8 +83,14 @@ pub struct Pool {
     verdicts: Mutex<HashMap<JobId, oneshot::Sender<own::prompt::Answer>>>,
     flights: own::prompt::InFlight,
     posted: posted::AllPosted,
-    /// History entries that were fetched for jobs that are about to end.
-    entries: Mutex<HashMap<JobId, Bytes>>,
+    /// What was fetched of jobs that are about to end.
+    entries: Mutex<HashMap<JobId, Fetched>>,
+    /// By which open jobs are known again when they are posted twice.
+    fingerprints: Mutex<HashMap<JobId, [u8; 32]>>,
+    /// What jobs need, shared by those that need the same.
+    needs: needs::Shared,
+    /// What jobs asked for that no backend has.
+    wanted: wanted::Wanted,
     /// Bytes of the prompts that are held.
     held: AtomicU64,
     /// Keeps the uploads that open jobs name.
@@ -91,7 +101,10 @@ pub struct Pool {
     /// Node types that end a workflow, on any server.
     outputs: ArcSwap<BTreeSet<Box<str>>>,
     /// The last words on jobs whose history entry is being fetched.
-    ends: Mutex<HashMap<JobId, frame::Delivery>>,
+    ends: Mutex<HashMap<JobId, Vec<frame::Delivery>>>,
+    /// What the owners of open jobs were told.
+    retell: Mutex<retell::Retell>,
+    hooks: hook::Hooks,
     /// Another one of them has come.
     end_heard: Notify,
     journal: journal::Journal,
@@ -119,6 +132,12 @@ pub struct Pool {
     links_changed: Notify,
     /// The line, or what runs, has changed.
     line_moved: Notify,
+}
+
+/// A history entry, and what was read out of it before anybody had to wait for that.
+struct Fetched {
+    entry: Bytes,
+    summary: Bytes,
 }
 
 /// The services that answer in this process.

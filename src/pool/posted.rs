@@ -17,6 +17,8 @@ pub(super) struct Posted {
     pub job: Arc<Job>,
     /// Which of our sids it was posted under.
     pub flavour: Flavour,
+    /// Whether that is known: what an earlier process posted is only guessed.
+    pub sure: bool,
 }
 
 /// All of them. An old ComfyUI gives a prompt an id of its own, so that a job may be known under
@@ -55,6 +57,15 @@ impl AllPosted {
         let inner = self.inner.lock();
         let mut keys = inner.of.get(&job)?.iter().rev();
         keys.find(|(at, _)| *at == backend).map(|(_, id)| Arc::clone(id))
+    }
+
+    /// An event came on the socket of this flavour. True when only a guess stood against that.
+    pub(super) fn learn_flavour(&self, backend: BackendId, id: &str, flavour: Flavour) -> bool {
+        let mut inner = self.inner.lock();
+        let posted = inner.posted.get_mut(&(backend, Arc::from(id)));
+        let Some(posted) = posted.filter(|posted| !posted.sure) else { return false };
+        (posted.flavour, posted.sure) = (flavour, true);
+        true
     }
 
     /// A job has ended, or was refused.

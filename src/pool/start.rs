@@ -18,10 +18,11 @@ use super::errands::VERDICT_TIMEOUT;
 use super::files::uploads::Uploads;
 use super::files::{Files, Remote};
 use super::hearing::Ear;
-use super::journal::{Bounds, Journal, Restored};
+use super::journal::{Bounds, Finished, Journal, Restored};
 use super::links::{self, Links, Sids};
 use super::merged::Merged;
 use super::merged::fetch::Fetcher;
+use super::retell::{self, Subject};
 use super::submission::Counter;
 use super::userdata::UserData;
 use super::{Pool, Routers, foresee, lanes, own};
@@ -34,8 +35,13 @@ use crate::state::State;
 
 /// The setting under which the sids of the event sockets are kept.
 const SIDS: &str = "pool.sids";
-/// A backend that does not answer for so long has lost what it had: its jobs run elsewhere.
-const DEAD_AFTER: Duration = Duration::from_secs(10);
+/// How long an interrupt has to help, at most.
+const INTERRUPT_GRACE: Duration = Duration::from_secs(30);
+
+/// Jobs that ended within this time before the last process did are told again...
+const RETOLD_MS: u64 = 30_000;
+/// ...so many at most.
+const MOST_RETOLD: usize = 1000;
 
 /// What servers can do changes with their version at most.
 const FEATURES_EVERY: Duration = Duration::from_mins(1);
@@ -98,9 +104,9 @@ pub(super) fn options(config: &Config) -> Options {
         },
         warm_slack: Duration::from_secs(2),
         verdict_timeout: VERDICT_TIMEOUT,
-        declared_dead_after: DEAD_AFTER,
-        silence: Duration::from_mins(10),
-        interrupt_grace: Duration::from_secs(30),
+        declared_dead_after: config.pool.declared_dead_after,
+        silence: config.pool.suspect_after,
+        interrupt_grace: INTERRUPT_GRACE.min(config.pool.suspect_after),
     }
 }
 
@@ -137,10 +143,15 @@ impl Opened {
                 flights: own::prompt::InFlight::default(),
                 posted: super::posted::AllPosted::default(),
                 entries: Mutex::default(),
+                fingerprints: Mutex::default(),
+                needs: super::needs::Shared::default(),
+                wanted: super::wanted::Wanted::default(),
                 held: AtomicU64::new(0),
                 pins: Mutex::default(),
                 rewritten: Mutex::default(),
                 ends: Mutex::default(),
+                retell: Mutex::default(),
+                hooks: super::hook::Hooks::default(),
                 end_heard: Notify::new(),
                 made: super::made::Made::default(),
                 outputs: arc_swap::ArcSwap::default(),
@@ -175,6 +186,7 @@ impl Opened {
             files: pool.files.router(now.limits.body_size),
         });
         pool.tasks.keep_at_least(now.queue.max_size + 10_000);
+        pool.retell_latest();
         pool.take_up(&restored);
         pool.spawn_all(&self.userdata, fetcher);
         Ok(pool)
@@ -191,6 +203,10 @@ impl Pool {
         for open in &restored.open {
             let one = open.kept(|name| self.fleet.id_of(name));
             self.enter(&one.job);
+            self.retell.lock().open(one.job.id);
+            if let Some(sid) = &one.job.owner.client_id {
+                self.hub.expect(sid);
+            }
             self.held.fetch_add(one.job.body.len() as u64, Relaxed);
             if let (Some(name), Some(remote)) = (open.at.backend(), &open.remote_id) {
                 self.remember(self.fleet.id_of(name), Arc::clone(remote), &one.job);
@@ -205,6 +221,22 @@ impl Pool {
             info!(target: TARGET, "{} jobs of an earlier run go on", kept.len());
         }
         self.restore(kept);
+    }
+
+    /// What was told of the jobs that ended last may not have reached their clients.
+    fn retell_latest(&self) {
+        let newest = self.journal.newest(MOST_RETOLD);
+        let Some(last) = newest.first().map(|job| job.finished_ms) else { return };
+        let late = |job: &&Arc<Finished>| last.saturating_sub(job.finished_ms) <= RETOLD_MS;
+        for job in newest.iter().take_while(late).collect::<Vec<_>>().into_iter().rev() {
+            let Some(sid) = &job.owner.client_id else { continue };
+            let entry = self.journal.entry_blocking(job.id).unwrap_or_default();
+            self.hub.expect(sid);
+            for delivery in retell::whole(&Subject::from(&**job), &entry) {
+                self.hub.deliver(delivery);
+            }
+            self.hub.ended(&job.owner, job.id);
+        }
     }
 
     fn spawn_all(self: &Arc<Self>, userdata: &Arc<UserData>, fetcher: Arc<Fetcher>) {

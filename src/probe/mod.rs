@@ -179,8 +179,9 @@ impl Prober {
         });
         if outcome == Outcome::Good {
             let depth = self.check.last_count(backend.id);
-            let suspect =
+            let silent =
                 stall.is_suspect(depth, live.last_event(), live.learnt().longest_seconds, now);
+            let suspect = silent || live.is_hung();
             if live.alter(|standing| standing.suspect = suspect) && suspect {
                 info!(target: TARGET, "backend {} is suspect: its running prompt shows no life", backend.name());
             }

@@ -33,6 +33,9 @@ pub struct Args {
     /// Largest request body in MiB; larger ones get 413
     #[arg(long, value_name = "MIB", default_value_t = 100)]
     pub max_upload_size: u32,
+    /// Where the servers keep their folders, one for each port; they outlive the servers
+    #[arg(long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
     /// A node that the servers lack; may be given more than once
     #[arg(long, value_name = "NAME")]
     pub without_node: Vec<String>,
@@ -51,6 +54,7 @@ impl Default for Args {
             seed: 0,
             web_root: None,
             max_upload_size: 100,
+            directory: None,
             without_node: Vec::new(),
             model: Vec::new(),
         }
@@ -87,6 +91,7 @@ pub async fn start_farm(
             max_upload_size: u64::from(args.max_upload_size) << 20,
             without_nodes: args.without_node.clone(),
             models: args.model.clone(),
+            directory: args.directory.as_ref().map(|base| base.join(index.to_string())),
             ..SimConfig::default()
         };
         let sim = Sim::start(config).await.map_err(|error| named(host, port, &error))?;

@@ -119,6 +119,8 @@ pub(super) struct Fault {
     pub(super) broken_json: AtomicBool,
     abrupt: AtomicBool,
     die_at_step: AtomicI64,
+    /// Whether running prompts take no notice of interrupts.
+    pub(super) deaf: AtomicBool,
     queue: Mutex<QueueReply>,
     connections: Mutex<CancellationToken>,
 }
@@ -134,6 +136,7 @@ impl Default for Fault {
             broken_json: AtomicBool::new(false),
             abrupt: AtomicBool::new(false),
             die_at_step: AtomicI64::new(-1),
+            deaf: AtomicBool::new(false),
             queue: Mutex::default(),
             connections: Mutex::default(),
         }
@@ -254,6 +257,11 @@ impl Faults {
         self.core.fault.die_at_step.store(step, Ordering::Relaxed);
     }
 
+    /// Running prompts take no notice of interrupts, like a node in a long computation.
+    pub fn deaf(&self, on: bool) {
+        self.core.fault.deaf.store(on, Ordering::Relaxed);
+    }
+
     /// Dies now: connections are reset, the listener closes, the worker is gone.
     pub fn die(&self) {
         self.core.end(true);
@@ -298,6 +306,7 @@ impl Faults {
             "queue": format!("{:?}", fault.queue()),
             "phantoms": {"running": board.phantoms.0, "pending": board.phantoms.1},
             "die_at_step": fault.die_at_step.load(Ordering::Relaxed),
+            "deaf": fault.deaf.load(Ordering::Relaxed),
         })
     }
 
@@ -322,6 +331,7 @@ impl Faults {
             ),
             "die_at_step" if value.is_null() => self.die_at_step(None),
             "die_at_step" => self.die_at_step(u32::try_from(number(value)?).ok()),
+            "deaf" => self.deaf(flag()?),
             "die" | "drop_connections" => self.later(key == "die", flag()?),
             "drop_sockets" if flag()? => self.drop_sockets(),
             "forget" if flag()? => self.forget(),

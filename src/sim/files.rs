@@ -1,5 +1,5 @@
 //! The server's folders on disk: input, output, temp and user, in a directory of their own that
-//! goes when the server goes. Output files are bounded: the oldest make room.
+//! goes when the server goes, unless it was given one. Output files are bounded: the oldest make room.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -19,6 +19,8 @@ const MAX_RENAMES: u32 = 10_000;
 #[derive(Debug)]
 pub(super) struct Files {
     root: PathBuf,
+    /// Whether the directory goes with the server.
+    own: bool,
     keep: usize,
     counters: Mutex<HashMap<PathBuf, u32>>,
     outputs: Mutex<VecDeque<PathBuf>>,
@@ -27,14 +29,16 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Makes the folders under `root`; at most `keep` output files will stay.
-    pub(super) fn create(root: PathBuf, keep: usize) -> io::Result<Self> {
+    /// Makes the folders under `root`, which goes with the server if it is its `own`; at most `keep`
+    /// output files will stay.
+    pub(super) fn create(root: PathBuf, own: bool, keep: usize) -> io::Result<Self> {
         for folder in ["input", "output", "temp", "user", "partial", "web"] {
             std::fs::create_dir_all(root.join(folder))?;
         }
         std::fs::write(root.join("web/index.html"), include_str!("page.html"))?;
         Ok(Self {
             root,
+            own,
             keep: keep.max(1),
             counters: Mutex::default(),
             outputs: Mutex::default(),
@@ -42,8 +46,11 @@ impl Files {
         })
     }
 
-    /// Deletes everything.
+    /// Deletes everything that is the server's own.
     pub(super) fn remove(&self) {
+        if !self.own {
+            return;
+        }
         // Nothing can be done about a directory that will not go; the system cleans its own.
         let _ = std::fs::remove_dir_all(&self.root);
     }

@@ -38,6 +38,7 @@
 //! | `queue` | `"real"`, `"broken"`, `"huge"`, `"endless"`, `"truncated"`, `"wrong_type"` | what `GET /queue` sends |
 //! | `phantoms` | `{"running", "pending"}` | prompts reported on top of the real ones |
 //! | `die_at_step` | number or null | dies when a `PacedImage` comes to that step, counted from 0 |
+//! | `deaf` | bool | running prompts take no notice of interrupts |
 //! | `die` | true | dies now: connections reset, listener closed, worker gone |
 //! | `drop_sockets` | true | every WebSocket is cut without a close frame |
 //! | `drop_connections` | true | every connection is reset |
@@ -129,6 +130,9 @@ pub struct SimConfig {
     pub reply_tap: Option<ReplyTap>,
     /// Largest request body, as `--max-upload-size`; above it 413.
     pub max_upload_size: u64,
+    /// Where its folders are; they stay when it ends, as a real server's do. Without: a directory of
+    /// its own, that goes with it.
+    pub directory: Option<PathBuf>,
     /// How many output files stay on disk.
     pub keep_outputs: usize,
     /// How many finished prompts history holds.
@@ -154,6 +158,7 @@ impl Default for SimConfig {
             tap: None,
             reply_tap: None,
             max_upload_size: 100 << 20,
+            directory: None,
             keep_outputs: 10_000,
             history_size: 10_000,
             socket_queue: 10_000,
@@ -293,7 +298,7 @@ impl Core {
     }
 
     fn interrupted(&self) -> bool {
-        self.interrupt.load(Ordering::Relaxed)
+        self.interrupt.load(Ordering::Relaxed) && !self.fault.deaf.load(Ordering::Relaxed)
     }
 
     /// What `GET /features` and the `feature_flags` frame say.
@@ -353,8 +358,9 @@ impl Sim {
         let listener = net::bind(SocketAddr::new(config.host, config.port))?;
         let addr = listener.local_addr()?;
         let name = format!("comfygate-sim-{}-{}", std::process::id(), uuid::Uuid::new_v4());
-        let (root, keep) = (std::env::temp_dir().join(name), config.keep_outputs);
-        let made = tokio::task::spawn_blocking(move || Files::create(root, keep)).await;
+        let (own, keep) = (config.directory.is_none(), config.keep_outputs);
+        let root = config.directory.clone().unwrap_or_else(|| std::env::temp_dir().join(name));
+        let made = tokio::task::spawn_blocking(move || Files::create(root, own, keep)).await;
         let files = made.map_err(io::Error::other)??;
         let core = Arc::new(Core::new(config, addr, files));
         let door = net::Door::new(core.clone(), listener);

@@ -11,6 +11,7 @@ mod companions;
 mod conforming;
 mod ear;
 mod eligible;
+mod failover;
 mod fair;
 mod files;
 mod idle;

@@ -88,6 +88,15 @@ impl Hub {
         self.with_session(&sid, |session| session.deliver(delivery, now));
     }
 
+    /// An earlier process had this client, perhaps: it may come back for what it missed.
+    pub fn expect(&self, sid: &Arc<str>) {
+        if sid.is_empty() || sid.len() > MAX_SID {
+            return;
+        }
+        let now = self.now();
+        self.with_session(sid, |session| session.expected(now));
+    }
+
     /// A job has ended, with or without a last frame. To be called after the last
     /// [`deliver`](Self::deliver) for it; else it would stand in the way of the next one's frames.
     pub fn ended(&self, owner: &Owner, job: JobId) {

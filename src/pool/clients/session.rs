@@ -174,6 +174,13 @@ impl Session {
         in_force && self.flags.metadata
     }
 
+    /// A client of an earlier process is waited for, as if its connection had broken now.
+    pub fn expected(&mut self, now: Moment) {
+        if self.presence == Presence::Gone(Moment(0)) {
+            self.presence = Presence::Kept(now);
+        }
+    }
+
     /// A socket has come. Another one, if there was one, gets nothing more.
     pub fn attached(&mut self, now: Moment, attach: &Attach<'_>) {
         self.expire(now);

@@ -336,6 +336,16 @@ pub enum Phase {
     Doubtful(BackendId),
 }
 
+impl Phase {
+    /// The backend where it is, or may be.
+    pub fn backend(self) -> Option<BackendId> {
+        match self {
+            Self::Waiting => None,
+            Self::Sent(at) | Self::Running(at) | Self::Ending(at) | Self::Doubtful(at) => Some(at),
+        }
+    }
+}
+
 /// A job as readers see it.
 #[derive(Debug, Clone)]
 pub struct JobView {
@@ -343,6 +353,8 @@ pub struct JobView {
     pub job: Arc<Job>,
     /// Where it is.
     pub phase: Phase,
+    /// It waits for its turn: in the line, at a server that only judges it, or behind another one.
+    pub waits: bool,
     /// How many attempts were made.
     pub attempts: Attempt,
     /// When it began to run, if it runs.

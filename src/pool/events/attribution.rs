@@ -157,7 +157,8 @@ impl Attribution {
             }
             return Verdict::stray();
         };
-        if known.flavour != flavour {
+        let shown = || tells_its_socket(heard) && jobs.is_of(self.backend, &theirs, flavour);
+        if known.flavour != flavour && !shown() {
             // It came to its own socket too.
             return Verdict::default();
         }
@@ -195,6 +196,15 @@ impl Attribution {
             frame,
         })
     }
+}
+
+/// Whether it is a message that ComfyUI sends to a prompt's own client and to nobody else.
+fn tells_its_socket(heard: &Heard<'_>) -> bool {
+    let own = matches!(
+        heard.meaning,
+        Meaning::Start | Meaning::Executing | Meaning::Output | Meaning::Progress | Meaning::End
+    );
+    own && heard.kind == Kind::Event && heard.prompt_id.is_some()
 }
 
 impl Side {

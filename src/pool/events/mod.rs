@@ -76,4 +76,10 @@ pub trait Directory {
     /// minted for it (before 0.3.45). `None` once the job is no longer there as far as the gateway
     /// is concerned, so that a prompt that was given up and still runs tells nobody anything.
     fn job(&self, backend: BackendId, prompt_id: &str) -> Option<Known>;
+
+    /// An event that goes to one socket only came on this one. True when it was not known which
+    /// one it would be (an earlier process posted the prompt), and now is.
+    fn is_of(&self, _: BackendId, _: &str, _: Flavour) -> bool {
+        false
+    }
 }

@@ -305,21 +305,28 @@ pub(crate) async fn taken(request: reqwest::RequestBuilder) -> reqwest::Result<R
 /// A simulator in a process of its own, for real kills.
 pub(crate) struct SimProcess {
     child: Child,
+    arguments: Vec<String>,
     pub(crate) address: SocketAddr,
 }
 
 impl SimProcess {
     pub(crate) async fn start() -> Self {
-        Self::on(0).await.expect("a simulator")
+        Self::with(&["--speed", "100"]).await
     }
 
-    async fn on(port: u16) -> Option<Self> {
+    /// One that was started with these arguments besides its port.
+    pub(crate) async fn with(arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(|&word| word.to_owned()).collect();
+        Self::on(0, arguments).await.expect("a simulator")
+    }
+
+    async fn on(port: u16, arguments: Vec<String>) -> Option<Self> {
         let port = port.to_string();
-        let mut child = command().args(["sim", "-p", &port, "--speed", "100"]).spawn().unwrap();
+        let mut child = command().args(["sim", "-p", &port]).args(&arguments).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let line = timeout(PATIENCE, lines.next_line()).await.expect("its address").unwrap()?;
         let address = line.split("http://").nth(1)?.trim().parse().ok()?;
-        Some(Self { child, address })
+        Some(Self { child, arguments, address })
     }
 
     pub(crate) fn url(&self) -> String {
@@ -338,6 +345,23 @@ impl SimProcess {
         state["sockets"].as_u64().unwrap()
     }
 
+    /// What `GET /sim` says, or nothing when it is dead.
+    pub(crate) async fn state(&self) -> Option<Value> {
+        http::try_exchange(self.address, &http::get("/sim", &[])).await.ok().map(|r| r.json())
+    }
+
+    /// Sends a signal, as `kill -NAME` does.
+    pub(crate) async fn signal(&self, name: &str) {
+        let script = format!("kill -{name} {}", self.child.id().unwrap());
+        assert!(Command::new("sh").args(["-c", &script]).status().await.unwrap().success());
+    }
+
+    /// `kill -9`, and a new process at once.
+    pub(crate) async fn restart(&mut self) {
+        self.kill();
+        self.revive().await;
+    }
+
     /// `kill -9`; returns at once.
     pub(crate) fn kill(&mut self) {
         self.child.start_kill().unwrap();
@@ -349,7 +373,7 @@ impl SimProcess {
         let port = self.address.port();
         // Somebody else may hold the port for a moment.
         for _ in 0..100 {
-            if let Some(new) = Self::on(port).await {
+            if let Some(new) = Self::on(port, self.arguments.clone()).await {
                 *self = new;
                 return;
             }
