@@ -1,5 +1,7 @@
 //! Which of ComfyUI's routes a request means, as far as the gateway cares.
 
+use std::borrow::Cow;
+
 use http::Method;
 
 /// The path without its `/api` prefix, which ComfyUI takes or leaves, and without its query.
@@ -9,6 +11,26 @@ pub fn bare(target: &str) -> &str {
         Some(rest) if rest.starts_with('/') => rest,
         _ => path,
     }
+}
+
+/// A path as servers read it that decode it before they look for a route: with plain characters in
+/// place of their escapes (`/%71ueue` is `/queue`). An escaped slash stays one.
+pub fn unescaped(target: &str) -> Cow<'_, str> {
+    let hidden = |escape: &[u8]| {
+        let byte = hex::decode(escape.get(..2)?).ok()?[0];
+        (byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)).then_some(char::from(byte))
+    };
+    let mut pieces = target.split('%');
+    let mut plain = Cow::Borrowed(pieces.next().unwrap_or_default());
+    if plain.len() == target.len() {
+        return plain;
+    }
+    for piece in pieces {
+        let byte = hidden(piece.as_bytes());
+        plain.to_mut().push(byte.unwrap_or('%'));
+        plain.to_mut().push_str(if byte.is_some() { &piece[2..] } else { piece });
+    }
+    plain
 }
 
 /// Whether this queues a prompt.
@@ -34,6 +56,20 @@ mod tests {
         }
         for target in ["/prompts", "/api", "/apiprompt", "/x/prompt", "/api/api/prompt"] {
             assert!(!is_prompt_post(&Method::POST, target), "{target}");
+        }
+    }
+
+    #[test]
+    fn a_hidden_letter_is_seen_and_a_slash_is_none() {
+        for (sent, read) in [
+            ("/%71ueue", "/queue"),
+            ("/api/%69nterrup%74", "/api/interrupt"),
+            ("/userdata/a%2Fb.json", "/userdata/a%2Fb.json"),
+            ("/%zz%", "/%zz%"),
+            ("/%é", "/%é"),
+            ("/%2571", "/%2571"),
+        ] {
+            assert_eq!(unescaped(sent), read, "{sent}");
         }
     }
 

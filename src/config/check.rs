@@ -10,9 +10,9 @@ use ipnet::IpNet;
 
 use super::backends::headers;
 use super::checked::{
-    AccessLog, Admin, Affinity, Alerts, Backend, Cache, ClientEvents, Config, Failover, Fairness,
-    HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, Pool, ProxyProtocol, Queue,
-    RestartHook, Scheduler, Server, Session, Strategy, Webhook,
+    AccessLog, Admin, Affinity, Alerts, Auth, Backend, Cache, ClientEvents, Config, Failover,
+    Fairness, HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerUser, Pool,
+    Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Webhook,
 };
 use super::not_yet::{NOT_YET, Then};
 use super::raw::Node;
@@ -44,6 +44,7 @@ pub(super) fn config(root: &Node<'_>, backends: Vec<Backend>, file: Option<PathB
         backends_file: file,
         state_dir: path(&root.get("state_dir")).unwrap_or_else(|| "./state".into()),
         admin: admin(&root.get("admin")),
+        auth: auth(&root.get("auth")),
         log: log(&root.get("log")),
         limits: limits(&root.get("limits")),
         pool: pool(&root.get("pool")),
@@ -51,6 +52,7 @@ pub(super) fn config(root: &Node<'_>, backends: Vec<Backend>, file: Option<PathB
         cache: Cache { size: root.get("cache").get("size").size(256_000_000, 0..=TIB) },
     };
     check_listeners(root, &config);
+    check_identity(root, &config);
     config
 }
 
@@ -113,14 +115,22 @@ fn scheduler(node: &Node<'_>) -> Scheduler {
         strategy: node.get("strategy").choice(Strategy::LeastBusy, &Strategy::NAMES),
         prefer_idle: node.get("prefer_idle").bool(true),
         queue_weight: node.get("queue_weight").bool(true),
-        zone_header: node.get("zone_header").text("use a header name, such as X-Zone", |text| {
-            HeaderName::try_from(&text).ok().map(|name| name.to_string())
-        }),
+        zone_header: header(&node.get("zone_header"), "use a header name, such as X-Zone"),
         zones: node
             .get("zones")
             .map("give a map, such as {eu: [10.1.0.0/16]}", |_, nets| Some(networks(nets))),
         zone_spill: node.get("zone_spill").int(2, 0..=1_000_000),
     }
+}
+
+/// A header's name, in lower case.
+fn header(node: &Node<'_>, cure: &str) -> Option<String> {
+    node.text(cure, |text| HeaderName::try_from(&text).ok().map(|name| name.to_string()))
+}
+
+fn auth(node: &Node<'_>) -> Auth {
+    let header = header(&node.get("user_header"), "use a header name, such as X-Forwarded-User");
+    Auth { user_header: header }
 }
 
 fn session(node: &Node<'_>) -> Session {
@@ -168,6 +178,9 @@ fn queue(node: &Node<'_>) -> Queue {
         retry_interval: node.get("retry_interval").duration(SECOND, MS..=HOUR),
         max_retries: node.get("max_retries").int(3, 0..=1000),
         fairness: node.get("fairness").choice(Fairness::RoundRobin, &orders),
+        priority: node
+            .get("priority")
+            .choice(Priority::Off, &[("off", Priority::Off), ("extra_data", Priority::ExtraData)]),
     }
 }
 
@@ -183,6 +196,7 @@ fn pool(node: &Node<'_>) -> Pool {
         prefetch: node.get("prefetch").int(0, 0..=1000),
         isolation: node.get("isolation").choice(Isolation::None, &isolations),
         client_events: node.get("client_events").choice(ClientEvents::Auto, &events),
+        eta_events: node.get("eta_events").bool(true),
         keep_outputs: node.get("keep_outputs").size(0, 0..=1024 * TIB),
         uploads_size: node.get("uploads_size").size(10_000_000_000, MIB..=1024 * TIB),
         history: history(&node.get("history")),
@@ -299,6 +313,26 @@ fn limits(node: &Node<'_>) -> Limits {
         body_size: node.get("body_size").size(100 * MIB, 1..=TIB),
         keepalive_timeout: node.get("keepalive_timeout").duration(60 * SECOND, 10 * MS..=DAY),
         connections: node.get("connections").int(10_000, 1..=1_000_000),
+        per_user: per_user(&node.get("per_user")),
+    }
+}
+
+fn per_user(node: &Node<'_>) -> PerUser {
+    PerUser {
+        queued: node.get("queued").int(0, 0..=10_000_000),
+        running: node.get("running").int(0, 0..=1_000_000),
+        prompts_per_minute: node.get("prompts_per_minute").int(0, 0..=1_000_000),
+    }
+}
+
+/// Isolation by user wants somebody who names the users.
+fn check_identity(root: &Node<'_>, config: &Config) {
+    if config.pool.isolation == Isolation::User && config.auth.user_header.is_none() {
+        root.get("pool").get("isolation").problem(
+            "nobody names the users; set auth.user_header to the header in which your \
+             authenticating proxy does, and server.trusted_proxies to its address, or use session"
+                .to_owned(),
+        );
     }
 }
 
@@ -359,6 +393,15 @@ pub(super) fn warnings(root: &Node<'_>, config: &Config) -> Vec<String> {
             "scheduler.zone_header: believed of server.trusted_proxies only, and there are none"
                 .to_owned(),
         );
+    }
+    if config.auth.user_header.is_some() && config.server.trusted_proxies.is_empty() {
+        warnings.push(
+            "auth.user_header: believed of server.trusted_proxies only, and there are none"
+                .to_owned(),
+        );
+    }
+    if config.mode == Mode::Sticky && config.limits.per_user != PerUser::default() {
+        warnings.push("limits.per_user: has an effect in pool mode only".to_owned());
     }
     if !config.backends.is_empty() && config.backends.iter().all(|backend| !backend.enabled) {
         warnings.push("backends: all have enabled: false, so nothing can be served".to_owned());

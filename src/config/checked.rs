@@ -36,6 +36,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The admin plane's listener.
     pub admin: Admin,
+    /// Who callers are.
+    pub auth: Auth,
     /// Log output.
     pub log: Log,
     /// Bounds of what a client may send.
@@ -226,6 +228,17 @@ pub struct Queue {
     pub max_retries: u32,
     /// In which order callers get their turn.
     pub fairness: Fairness,
+    /// What may put a job before others.
+    pub priority: Priority,
+}
+
+/// `queue.priority`: what may put a job before others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// Nothing.
+    Off,
+    /// Its own word: `extra_data.comfygate.priority`.
+    ExtraData,
 }
 
 /// `queue.fairness`: in which order callers get their turn.
@@ -248,6 +261,8 @@ pub struct Pool {
     pub isolation: Isolation,
     /// How one client's concurrent jobs share its socket.
     pub client_events: ClientEvents,
+    /// Whether owners of waiting jobs are told when those will run (`comfygate_eta`).
+    pub eta_events: bool,
     /// Bytes of output files kept at the gateway; 0: none.
     pub keep_outputs: u64,
     /// Bytes of uploaded files kept at the gateway.
@@ -366,6 +381,14 @@ pub struct Admin {
     pub allow_endpoints: Vec<IpNet>,
 }
 
+/// `auth`: who callers are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Auth {
+    /// Header in which an authenticating proxy names the user; believed of
+    /// `server.trusted_proxies` only. Lower case.
+    pub user_header: Option<String>,
+}
+
 /// `log`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
@@ -410,4 +433,17 @@ pub struct Limits {
     pub keepalive_timeout: Duration,
     /// Client connections at once.
     pub connections: usize,
+    /// What one caller may have in pool mode.
+    pub per_user: PerUser,
+}
+
+/// `limits.per_user`: what one caller may have in pool mode; 0: as much as it likes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PerUser {
+    /// Prompts that wait.
+    pub queued: usize,
+    /// Prompts that run at once.
+    pub running: u32,
+    /// Prompts handed in per minute.
+    pub prompts_per_minute: u32,
 }

@@ -89,6 +89,7 @@ pub(super) const FILE: Shape = Map(&[
             ("retry_interval", Leaf),
             ("max_retries", Leaf),
             ("fairness", Leaf),
+            ("priority", Leaf),
         ]),
     ),
     (
@@ -97,6 +98,7 @@ pub(super) const FILE: Shape = Map(&[
             ("prefetch", Leaf),
             ("isolation", Leaf),
             ("client_events", Leaf),
+            ("eta_events", Leaf),
             ("keep_outputs", Leaf),
             ("uploads_size", Leaf),
             ("history", Map(&[("max_jobs", Leaf), ("max_bytes", Leaf), ("max_age", Leaf)])),
@@ -112,6 +114,7 @@ pub(super) const FILE: Shape = Map(&[
     ("admin", Map(&[("listen", Leaf), ("token", Leaf), ("allow_endpoints", Leaf)])),
     ("alerts", Map(&[("webhooks", Leaf), ("queue_above", Leaf)])),
     ("log", Map(&[("format", Leaf), ("access", Leaf)])),
+    ("auth", Map(&[("user_header", Leaf)])),
     ("cache", Map(&[("size", Leaf)])),
     (
         "limits",
@@ -122,6 +125,7 @@ pub(super) const FILE: Shape = Map(&[
             ("body_size", Leaf),
             ("keepalive_timeout", Leaf),
             ("connections", Leaf),
+            ("per_user", Map(&[("queued", Leaf), ("running", Leaf), ("prompts_per_minute", Leaf)])),
         ]),
     ),
 ]);

@@ -28,9 +28,10 @@ mod tls;
 mod yaml;
 
 pub use checked::{
-    AccessLog, Admin, Affinity, Alerts, Backend, Cache, ClientEvents, Config, Failover, Fairness,
-    HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, Pool, ProxyProtocol, Queue,
-    RestartHook, Scheduler, Server, Session, Strategy, Tls, Webhook,
+    AccessLog, Admin, Affinity, Alerts, Auth, Backend, Cache, ClientEvents, Config, Failover,
+    Fairness, HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerUser, Pool,
+    Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Tls,
+    Webhook,
 };
 pub use command::{CheckArgs, check_file, run_check};
 pub use endpoint::Endpoint;

@@ -30,6 +30,9 @@ pub fn differences_needing_restart(old: &Config, new: &Config) -> Vec<String> {
     if old.session.cookie_key != new.session.cookie_key {
         differences.push("session.cookie_key: changed".to_owned());
     }
+    if old.pool.isolation != new.pool.isolation {
+        differences.push("pool.isolation: changed".to_owned());
+    }
     if old.mode != new.mode {
         differences.push("mode: changed".to_owned());
     }

@@ -19,7 +19,7 @@ use crate::gateway::Gateway;
 use crate::identity::mark::{self, Mark};
 use crate::identity::session::{Session, SigningKey};
 use crate::identity::zone::zone_of;
-use crate::identity::{Caller, cookie, tab};
+use crate::identity::{Caller, cookie, tab, user};
 use crate::pool::route::Route;
 use crate::registry;
 use crate::rejection::{Kind, Rejection};
@@ -134,15 +134,22 @@ impl Desk<'_> {
         let trusted = self.gateway.trusted.load();
         let address = trusted.client(self.peer.ip(), &headers);
         let now = self.gateway.clock.now();
-        let found = match self.identify(head, &headers, address, now) {
+        let mut found = match self.identify(head, &headers, address, now) {
             Ok(found) => found,
             Err(elsewhere) => return elsewhere,
         };
+        let believed = trusted.contains(self.peer.ip());
+        match self.user(head, believed) {
+            Ok(Some(name)) => found.caller = Caller::User(name),
+            Ok(None) => {}
+            Err(refused) => return Admission::Refuse(refused),
+        }
+        let without = self.unbelieved(head, believed);
         if found.target == "/lb" || found.target.starts_with("/lb/") {
             let rewritten = !std::ptr::eq(found.target, self.sent_target(head));
             return Admission::Local {
                 visitor: Visitor { caller: found.caller, by_hand: found.by_hand, now },
-                head: rewritten.then(|| rewrite(self.bytes, found.target)),
+                head: rewritten.then(|| rewrite(self.bytes, found.target, &without)),
             };
         }
         let (service, mark) =
@@ -150,7 +157,7 @@ impl Desk<'_> {
                 (Ok(service), Ok(mark)) => (service, mark),
                 (Err(refused), _) | (_, Err(refused)) => return Admission::Refuse(refused),
             };
-        let zone = self.zone(head, trusted.contains(self.peer.ip()), address);
+        let zone = self.zone(head, believed, address);
         let pooled = self.gateway.pool().is_some() && service.is_none();
         let envelope = Box::new(Envelope {
             key: found.caller.key(),
@@ -172,19 +179,39 @@ impl Desk<'_> {
             service,
         });
         if head.all("upgrade").next().is_some() && head.has_token("upgrade", "websocket") {
-            return websocket(head, found.target, envelope);
+            return websocket(head, found.target, &without, envelope);
         }
         let upgrades = head.all("upgrade").next().is_some();
-        let rewritten = upgrades || !std::ptr::eq(found.target, self.sent_target(head));
+        let as_sent = std::ptr::eq(found.target, self.sent_target(head));
+        let rewritten = upgrades || !as_sent || !without.is_empty();
         Admission::Proxy {
             envelope,
-            head: rewritten.then(|| rewrite(self.bytes, found.target)),
+            head: rewritten.then(|| rewrite(self.bytes, found.target, &without)),
             body: if head.chunked {
                 Body::Chunked
             } else {
                 Body::Sized(head.content_length.unwrap_or(0))
             },
         }
+    }
+
+    /// The user that a trusted proxy names.
+    fn user(&self, head: &Head<'_>, believed: bool) -> Result<Option<String>, Rejection> {
+        match self.config.auth.user_header.as_deref().filter(|_| believed) {
+            Some(name) => user::read(head.all(name)),
+            None => Ok(None),
+        }
+    }
+
+    /// Headers of this request by which somebody who is not believed says who the user is; nobody
+    /// behind this door gets to see them. Without `auth.user_header` users are not kept apart by
+    /// anyone but themselves, as in ComfyUI.
+    fn unbelieved(&self, head: &Head<'_>, believed: bool) -> Vec<&str> {
+        let Some(header) = self.config.auth.user_header.as_deref().filter(|_| !believed) else {
+            return Vec::new();
+        };
+        let there = |name: &&str| head.all(name).next().is_some();
+        [header, user::COMFY_USER].into_iter().filter(there).collect()
     }
 
     /// The task type of `POST /infer/{task_type}`, which is ours once a service has registered.
@@ -352,7 +379,12 @@ pub fn body_too_large(limit: u64) -> Rejection {
         .cure("limits.body_size raises it")
 }
 
-fn websocket(head: &Head<'_>, target: &str, envelope: Box<Envelope>) -> Admission {
+fn websocket(
+    head: &Head<'_>,
+    target: &str,
+    without: &[&str],
+    envelope: Box<Envelope>,
+) -> Admission {
     let refuse = |message: &str| Admission::Refuse(Rejection::new(Kind::BadRequest, message));
     if head.method != http::Method::GET || !head.has_token("connection", "upgrade") {
         return refuse("a WebSocket starts with GET and Connection: Upgrade");
@@ -367,6 +399,7 @@ fn websocket(head: &Head<'_>, target: &str, envelope: Box<Envelope>) -> Admissio
         .headers
         .iter()
         .map(|header| (header.name.to_ascii_lowercase(), header.value.to_vec()))
+        .filter(|(name, _)| !without.iter().any(|gone| name.eq_ignore_ascii_case(gone)))
         .collect();
     Admission::WebSocket(envelope, Handshake { target: target.to_owned(), headers, key })
 }

@@ -286,9 +286,14 @@ fn checked(target: &str) -> Result<&str, Rejection> {
     Ok(target)
 }
 
-/// The same head with another target, and without `Upgrade`: of upgrades only WebSockets are
-/// served, and those take another way.
-pub fn rewrite(bytes: &[u8], target: &str) -> BytesMut {
+/// The same head with another target, without `Upgrade` (of upgrades only WebSockets are served,
+/// and those take another way) and without the headers of some more names.
+pub fn rewrite(bytes: &[u8], target: &str, without: &[&str]) -> BytesMut {
+    let goes = |line: &[u8]| {
+        let colon = line.iter().position(|&byte| byte == b':').unwrap_or_default();
+        let is = |name: &&str| line[..colon].eq_ignore_ascii_case(name.as_bytes());
+        is(&"upgrade") || without.iter().any(is)
+    };
     let mut head = BytesMut::with_capacity(bytes.len() + target.len());
     for (number, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
         if number == 0 {
@@ -299,7 +304,7 @@ pub fn rewrite(bytes: &[u8], target: &str) -> BytesMut {
             head.extend_from_slice(target.as_bytes());
             head.extend_from_slice(b" ");
             head.extend_from_slice(rest.unwrap_or_default());
-        } else if !line.get(..8).is_some_and(|start| start.eq_ignore_ascii_case(b"upgrade:")) {
+        } else if !goes(line) {
             head.extend_from_slice(line);
         }
     }
@@ -317,6 +322,7 @@ mod tests {
         body_size: 1000,
         keepalive_timeout: Duration::from_mins(1),
         connections: 10,
+        per_user: crate::config::PerUser { queued: 0, running: 0, prompts_per_minute: 0 },
     };
 
     fn refusal(head: &str) -> Option<String> {
@@ -388,8 +394,8 @@ mod tests {
 
     #[test]
     fn a_rewritten_head_has_another_target_and_no_upgrade() {
-        let head = b"GET /@x/a HTTP/1.1\r\nHost: a\r\nUPGRADE: h2c\r\nX: Upgrade: y\r\n\r\n";
-        let head = rewrite(head, "/a");
+        let head = b"GET /@x/a HTTP/1.1\r\nHost: a\r\nUPGRADE: h2c\r\nX-SECRET: a\r\nX: Upgrade: y\r\n\r\n";
+        let head = rewrite(head, "/a", &["x-secret"]);
         assert_eq!(&head[..], b"GET /a HTTP/1.1\r\nHost: a\r\nX: Upgrade: y\r\n\r\n");
     }
 

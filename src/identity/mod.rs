@@ -2,7 +2,7 @@
 //!
 //! [`address`] finds the client's address behind trusted proxies, [`session`] makes and checks the
 //! signed ids of sessions, [`cookie`] and [`tab`] carry them in a cookie or in the path of a
-//! browser tab. What comes out is a [`Caller`]; its [`ClientKey`] is what the map of placements is
+//! browser tab; [`user`] reads whom an authenticating proxy names. What comes out is a [`Caller`]; its [`ClientKey`] is what the map of placements is
 //! keyed by. [`zone`] says where it is and [`mark`] what kind of work it asks for. [`crowd`] notices
 //! when one address stands for many people. Nothing here reads a socket, a clock or a random source
 //! of its own.
@@ -13,6 +13,7 @@ pub mod crowd;
 pub mod mark;
 pub mod session;
 pub mod tab;
+pub mod user;
 pub mod zone;
 
 use std::fmt;

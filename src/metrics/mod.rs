@@ -10,6 +10,7 @@
 //! | `tasks_total{state}`, `failovers_total`, `retries_total` | counter | since the start |
 //! | `rejections_total{reason}`, `cache_requests_total{result}` | counter | since the start |
 //! | `task_wait_seconds`, `task_run_seconds` | histogram | tasks that ended |
+//! | `eta_error_seconds` | histogram | tasks that waited in pool mode, as they begin |
 //!
 //! A request counts once, when its answer is over; a WebSocket when its 101 is sent, since its life
 //! is no answer time; one whose client left before an answer began does not count. `backend=""`
@@ -25,6 +26,7 @@ mod endpoint;
 pub mod scrape;
 mod traffic;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -101,6 +103,8 @@ pub struct Metrics {
     tasks: [AtomicU64; TaskEnd::ALL.len()],
     task_wait: Durations,
     task_run: Durations,
+    /// How far off the first reckoning of a task's beginning was (pool mode).
+    pub eta_error: Arc<Durations>,
     reload_failed: AtomicBool,
 }
 
@@ -115,6 +119,7 @@ impl Default for Metrics {
             tasks: std::array::from_fn(|_| AtomicU64::new(0)),
             task_wait: Durations::new(&TASK_SECONDS),
             task_run: Durations::new(&TASK_SECONDS),
+            eta_error: Arc::new(Durations::new(&TASK_SECONDS)),
             reload_failed: AtomicBool::new(false),
         }
     }

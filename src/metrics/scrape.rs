@@ -142,6 +142,9 @@ fn tasks(page: &mut Page, metrics: &Metrics) {
     page.histograms("task_wait_seconds", "Time that tasks waited for their turn.", wait);
     let run = [(Vec::new(), metrics.task_run.snapshot())];
     page.histograms("task_run_seconds", "Time that tasks ran.", run);
+    let error = [(Vec::new(), metrics.eta_error.snapshot())];
+    let help = "By how much a task began sooner or later than was reckoned when it came.";
+    page.histograms("eta_error_seconds", help, error);
 }
 
 type Labels = Vec<LabelPair>;

@@ -4,6 +4,7 @@
 //! that journal and tasks hear of moves in their order. Performing is quick: what needs the network
 //! becomes a task of its own ([`errands`](super::errands)), whose answer comes back as an input.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -23,6 +24,7 @@ use super::{Fetched, Pool};
 use crate::backend::{Backend, BackendId};
 use crate::clock::Moment;
 use crate::comfy::history::Entry;
+use crate::identity::ClientKey;
 use crate::logging::TARGET;
 use crate::rejection::{Kind, Rejection};
 use crate::tasks::{self, Placed, THE_LINE};
@@ -31,19 +33,29 @@ impl Pool {
     /// Tells the core what happened and does what follows.
     pub fn tell(self: &Arc<Self>, input: Input) {
         let mut actions = Vec::new();
-        let told = {
+        let (open, of) = {
             let mut core = self.core.lock();
             core.handle(input, Moment::now(), &mut actions);
-            let told = actions.iter().any(changes_status);
+            let of: BTreeSet<ClientKey> = actions.iter().filter_map(changes_status).collect();
             for action in actions {
                 self.perform(action);
             }
-            told.then(|| core.open_jobs() as u64)
+            let of = of.into_iter().map(|key| (key, core.open_of(key) as u64));
+            (core.open_jobs() as u64, of.collect::<Vec<_>>())
         };
-        if let Some(open) = told {
+        if self.is_isolated() {
+            for (key, open) in of {
+                self.hub.status_of(key, open);
+            }
+        } else if !of.is_empty() {
             self.hub.status(open);
         }
         self.alarm.notify_one();
+    }
+
+    /// How many of a caller's jobs have not ended.
+    pub(super) fn open_of(&self, key: ClientKey) -> u64 {
+        self.core.lock().open_of(key) as u64
     }
 
     /// Ticks whenever the core wants it, for as long as the process lives.
@@ -187,6 +199,9 @@ impl Pool {
             running,
             attempts,
         };
+        if running && let Some(error) = self.forecasts.lock().begun(job.id, Moment::now()) {
+            self.eta_error.observe(error);
+        }
         if phase == Phase::Waiting {
             self.ends.lock().remove(&job.id);
             self.retell.lock().again(job.id);
@@ -312,7 +327,7 @@ impl Pool {
     }
 
     /// Seconds after which the line will be shorter, for `Retry-After`.
-    fn drains_in(&self) -> u32 {
+    pub(super) fn drains_in(&self) -> u32 {
         let view = self.fleet.view();
         let seconds = view.backends.iter().map(|backend| backend.live.learnt().prompt_seconds);
         let shortest = seconds.filter(|seconds| *seconds > 0.0).min_by(f64::total_cmp);
@@ -325,12 +340,13 @@ pub(super) fn summary_of(job: &Job, entry: &[u8]) -> bytes::Bytes {
     serde_json::to_vec(&Summary::of(job).ended(entry)).unwrap_or_default().into()
 }
 
-/// Whether ComfyUI would tell everybody its depth: when a prompt comes, begins or ends.
-fn changes_status(action: &Action) -> bool {
+/// Whose job it is that has ComfyUI tell everybody its depth: when a prompt comes, begins or ends.
+fn changes_status(action: &Action) -> Option<ClientKey> {
     match action {
-        Action::Accept { .. } | Action::Ended { .. } => true,
-        Action::Moved { phase, .. } => matches!(phase, Phase::Running(_)),
-        _ => false,
+        Action::Accept { job, .. }
+        | Action::Ended { job, .. }
+        | Action::Moved { job, phase: Phase::Running(_), .. } => Some(job.owner.key),
+        _ => None,
     }
 }
 

@@ -165,8 +165,7 @@ impl Pool {
 
     /// The socket on which a job's events come in the form that its owner wants.
     fn flavour_of(&self, job: &Job) -> Flavour {
-        let wants = job.owner.client_id.as_ref().is_some_and(|id| self.hub.flags(id));
-        if wants { Flavour::Flags } else { Flavour::Plain }
+        if self.hub.flags_of(&job.owner) { Flavour::Flags } else { Flavour::Plain }
     }
 
     /// Keeps a history entry as the job's owner is to get it.

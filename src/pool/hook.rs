@@ -172,8 +172,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_is_told_which_backend_and_what_it_says_is_bounded() {
-        let said = run(&program("echo $COMFYGATE_BACKEND at $COMFYGATE_BACKEND_URL"), &patient());
-        assert_eq!(said.await.unwrap(), ": gpu-7 at http://gpu-7:8188");
+        let hook = program("echo $COMFYGATE_BACKEND at $COMFYGATE_BACKEND_URL");
+        let said = run(&hook, &patient()).await.unwrap();
+        assert_eq!(said, ": gpu-7 at http://gpu-7:8188");
         let much =
             run(&program("head -c 300000 /dev/zero | tr '\\0' x"), &patient()).await.unwrap();
         assert_eq!(much.len(), OUTPUT + 2);

@@ -58,6 +58,14 @@ impl Made {
         let made = inner.callers.get(&caller).into_iter().flatten().rev();
         made.filter(|(_, made)| made == place).map(|(backend, _)| backend.clone()).collect()
     }
+
+    /// What a caller's jobs made in a folder, the newest first, as `/internal/files` names it.
+    pub(super) fn all(&self, caller: ClientKey, folder: Folder) -> Vec<String> {
+        let inner = self.0.lock();
+        let made = inner.callers.get(&caller).into_iter().flatten().rev();
+        let made = made.filter(|(_, place)| place.folder() == folder);
+        made.map(|(backend, place)| format!("@{backend}/{}", place.to_annotated())).collect()
+    }
 }
 
 /// Finds the files in a value; as deep as JSON may nest, which its parser bounds.
@@ -98,6 +106,9 @@ mod tests {
         let place = Place::new(Folder::Output, "", "x.png").unwrap();
         assert_eq!(made.by(one, &place), ["b".into(), "a".into()]);
         assert!(made.by(other, &place).is_empty());
+        assert_eq!(made.all(one, Folder::Output), ["@b/x.png [output]", "@a/x.png [output]"]);
+        assert!(made.all(other, Folder::Output).is_empty());
+        assert!(made.all(one, Folder::Temp).is_empty());
         assert!(made.by(one, &Place::new(Folder::Temp, "", "x.png").unwrap()).is_empty());
     }
 

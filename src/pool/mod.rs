@@ -8,7 +8,8 @@
 //!
 //! The way of an event: [`links`] hold two sockets to each backend, [`hearing`] tells by [`events`]
 //! what a message means and whose it is; [`clients`] has the sockets of those who are to hear it.
-//! [`frame`] is what passes between. What nobody heard of a job's end is told by [`retell`].
+//! [`frame`] is what passes between. What nobody heard of a job's end is told by [`retell`]; what a
+//! backend says to a client itself comes by [`companions`].
 //!
 //! Everything else of ComfyUI: [`route`] tells who answers a request. [`own`] knows queue, history
 //! and jobs; [`merged`] asks all servers and makes one answer; [`userdata`] keeps what belongs to
@@ -17,15 +18,19 @@
 //! [`lanes`] and [`look`] tell the core what the fleet looks like, [`foresee`] tells users when
 //! their jobs will have ended, [`wanted`] tells operators what jobs asked for in vain.
 
+mod allowance;
+mod announced;
 pub mod ask;
 mod cancel;
 pub mod clients;
+mod companions;
 pub mod core;
 mod dispatch;
 mod errands;
 pub mod eta;
 pub mod events;
 pub mod files;
+mod forecast;
 mod foresee;
 pub mod frame;
 mod hearing;
@@ -52,7 +57,7 @@ pub mod way;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -60,11 +65,14 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
+pub use companions::Present;
 pub use start::{Opened, open};
 
 use crate::backend::{Backend, BackendId};
-use crate::config::{Config, Isolation};
+use crate::config::Config;
 use crate::fleet::Fleet;
+use crate::gateway::Gateway;
+use crate::metrics::Durations;
 use crate::tasks::Tasks;
 use job::JobId;
 
@@ -77,6 +85,7 @@ pub struct Pool {
     /// The clients that wait for a verdict.
     verdicts: Mutex<HashMap<JobId, oneshot::Sender<own::prompt::Answer>>>,
     flights: own::prompt::InFlight,
+    per_user: own::limits::PerUser,
     posted: posted::AllPosted,
     /// What was fetched of jobs that are about to end.
     entries: Mutex<HashMap<JobId, Fetched>>,
@@ -107,6 +116,8 @@ pub struct Pool {
     ear: Arc<hearing::Ear>,
     links: Arc<links::Links>,
     hub: Arc<clients::Hub>,
+    companions: companions::Companions,
+    gateway: Weak<Gateway>,
     /// What clients that announce their features are answered with.
     features: Arc<Mutex<serde_json::Value>>,
     files: Arc<files::Files>,
@@ -123,6 +134,9 @@ pub struct Pool {
     alarm: Notify,
     /// A socket to a backend has opened or ended.
     links_changed: Notify,
+    forecasts: Mutex<forecast::Forecasts>,
+    /// How far off the first reckoning of a job's beginning was.
+    eta_error: Arc<Durations>,
     /// The line, or what runs, has changed.
     line_moved: Notify,
 }
@@ -144,7 +158,7 @@ struct Routers {
 impl Pool {
     /// Whether callers see and touch their own jobs only.
     fn is_isolated(&self) -> bool {
-        self.config.load().pool.isolation != Isolation::None
+        self.hub.is_isolated()
     }
 
     /// Whether a backend gets jobs.

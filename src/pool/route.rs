@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use crate::comfy::routes::bare;
+use crate::comfy::routes::{bare, unescaped};
 
 /// Who answers a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,8 +23,8 @@ impl Route {
     /// The route of a request in pool mode. Methods and paths that ComfyUI does not know go to a
     /// server, whose refusal is the right one.
     pub fn of(method: &Method, target: &str) -> Self {
-        let path = bare(target);
-        let whole = target.split(['?', '#']).next().unwrap_or_default();
+        let whole = unescaped(target.split(['?', '#']).next().unwrap_or_default());
+        let (whole, path) = (&*whole, bare(&whole));
         let reads = matches!(*method, Method::GET | Method::HEAD);
         let posts = *method == Method::POST;
         if is_jobs(method, whole) {
@@ -50,6 +50,11 @@ impl Route {
                 if reads && whole.starts_with("/internal") =>
             {
                 Self::Merged
+            }
+            ("internal", "logs/subscribe")
+                if *method == Method::PATCH && whole.starts_with("/internal") =>
+            {
+                Self::Own
             }
             _ => Self::Server,
         }
@@ -119,6 +124,13 @@ mod tests {
     }
 
     #[test]
+    fn a_route_is_the_gateways_however_it_is_written() {
+        let hidden = ["/%71ueue", "/api/%68istory", "/a%70i/jobs", "/api/api/%6aobs"];
+        assert_eq!(routes(&Method::GET, &hidden), [Route::Own; 4]);
+        assert_eq!(Route::of(&Method::POST, "/api/i%6Eterrupt"), Route::Own);
+    }
+
+    #[test]
     fn jobs_have_their_prefix_and_internals_have_none() {
         let own = ["/api/jobs", "/api/jobs/a", "/api/api/jobs?limit=3"];
         assert_eq!(routes(&Method::GET, &own), [Route::Own; 3]);
@@ -127,6 +139,9 @@ mod tests {
         assert_eq!(routes(&Method::GET, &["/jobs", "/api/jobsx"]), [Route::Server; 2]);
         assert_eq!(Route::of(&Method::GET, "/internal/files/output"), Route::Merged);
         assert_eq!(Route::of(&Method::GET, "/api/internal/files/output"), Route::Server);
+        assert_eq!(Route::of(&Method::PATCH, "/internal/logs/subscribe"), Route::Own);
+        assert_eq!(Route::of(&Method::PATCH, "/api/internal/logs/subscribe"), Route::Server);
+        assert_eq!(Route::of(&Method::GET, "/internal/logs/raw"), Route::Server);
     }
 
     #[test]

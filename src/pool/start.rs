@@ -1,7 +1,7 @@
 //! Puts pool mode together: [`open`] does everything that can fail, [`Opened::start`] the rest.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -26,7 +26,7 @@ use super::retell::{self, Subject};
 use super::submission::Counter;
 use super::userdata::UserData;
 use super::{Pool, Routers, foresee, lanes, own};
-use crate::config::Config;
+use crate::config::{Config, Isolation};
 use crate::fleet::Fleet;
 use crate::gateway::Gateway;
 use crate::logging::TARGET;
@@ -95,6 +95,7 @@ pub(super) fn options(config: &Config) -> Options {
         retry_interval: config.queue.retry_interval,
         max_retries: config.queue.max_retries,
         fairness: config.queue.fairness,
+        running_per_caller: config.limits.per_user.running,
         prefetch: config.pool.prefetch,
         rule: Rule {
             strategy: scheduler.strategy,
@@ -132,15 +133,24 @@ impl Opened {
         let ask = Ask::new()?;
         let features = Arc::new(Mutex::new(json!({"supports_preview_metadata": true})));
         let told = Arc::clone(&features);
-        let hub = Hub::new(now.pool.client_events, move || told.lock().clone());
+        let features_told = move || told.lock().clone();
         let (restored, sids) = (self.restored, self.sids);
         let pool = Arc::new_cyclic(|pool| {
             let ear = Arc::new(Ear::new(pool.clone()));
             let sockets = links::Options::from(&now.health_check);
+            let events = now.pool.client_events;
+            let hub = if now.pool.isolation == Isolation::None {
+                Hub::new(events, features_told)
+            } else {
+                let pool: Weak<Pool> = pool.clone();
+                let open = move |key| pool.upgrade().map_or(0, |pool| pool.open_of(key));
+                Hub::isolated(events, features_told, open)
+            };
             Pool {
                 core: Mutex::new(Core::new(options(&now))),
                 verdicts: Mutex::default(),
                 flights: own::prompt::InFlight::default(),
+                per_user: own::limits::PerUser::default(),
                 posted: super::posted::AllPosted::default(),
                 entries: Mutex::default(),
                 fingerprints: Mutex::default(),
@@ -160,6 +170,8 @@ impl Opened {
                 links: Links::start(Arc::clone(&fleet), sids, sockets, Arc::clone(&ear) as _),
                 ear,
                 hub,
+                companions: super::companions::Companions::default(),
+                gateway: Arc::downgrade(gateway),
                 features,
                 routers: OnceLock::new(),
                 files,
@@ -172,6 +184,8 @@ impl Opened {
                 alarm: Notify::new(),
                 links_changed: Notify::new(),
                 line_moved: Notify::new(),
+                forecasts: Mutex::default(),
+                eta_error: Arc::clone(&gateway.metrics.eta_error),
                 tasks: Arc::clone(&gateway.tasks),
                 fleet: Arc::clone(&fleet),
                 config,
@@ -202,9 +216,7 @@ impl Pool {
             let one = open.kept(|name| self.fleet.id_of(name));
             self.enter(&one.job);
             self.retell.lock().open(one.job.id);
-            if let Some(sid) = &one.job.owner.client_id {
-                self.hub.expect(sid);
-            }
+            self.hub.expect(&one.job.owner);
             self.held.fetch_add(one.job.body.len() as u64, Relaxed);
             if let (Some(name), Some(remote)) = (open.at.backend(), &open.remote_id) {
                 self.remember(self.fleet.id_of(name), Arc::clone(remote), &one.job);
@@ -227,9 +239,11 @@ impl Pool {
         let Some(last) = newest.first().map(|job| job.finished_ms) else { return };
         let late = |job: &&Arc<Finished>| last.saturating_sub(job.finished_ms) <= RETOLD_MS;
         for job in newest.iter().take_while(late).collect::<Vec<_>>().into_iter().rev() {
-            let Some(sid) = &job.owner.client_id else { continue };
+            if job.owner.client_id.is_none() {
+                continue;
+            }
             let entry = self.journal.entry_blocking(job.id).unwrap_or_default();
-            self.hub.expect(sid);
+            self.hub.expect(&job.owner);
             for delivery in retell::whole(&Subject::from(&**job), &entry) {
                 self.hub.deliver(delivery);
             }
@@ -245,6 +259,7 @@ impl Pool {
         tokio::spawn(Arc::clone(self.merged.catalog()).keep_warm());
         tokio::spawn(Arc::clone(userdata).keep_importing(Arc::clone(&self.fleet), fetcher));
         tokio::spawn(Arc::clone(self).keep_features());
+        tokio::spawn(Arc::clone(self).keep_companions());
     }
 
     /// Goes by another configuration.

@@ -4,9 +4,10 @@
 //! 1. To the backend whose prefix its query carries, the prefix taken off.
 //! 2. `/view` without a prefix: the gateway's own store for what was handed in; else the one backend
 //!    that has such a file, or where one of the caller's own jobs made it; else 404, never another
-//!    job's file.
+//!    job's file. Where callers are isolated, only what their own jobs made.
 //! 3. A custom node's route: to where the caller's only running job is.
-//! 4. Everything else to the caller's home, as in sticky mode.
+//! 4. Everything else to the caller's home, as in sticky mode. A custom node may answer there by a
+//!    message to the caller's client, for which that gets a [companion](super::companions).
 
 use std::sync::Arc;
 
@@ -16,11 +17,13 @@ use http::{HeaderMap, Method, Uri};
 
 use super::Pool;
 use super::core::Phase;
+use super::files::place::Folder;
 use super::files::prefix;
 use super::route::Route;
 use crate::backend::{Backend, BackendId};
-use crate::comfy::routes::{bare, query_value};
+use crate::comfy::routes::{bare, query_value, unescaped};
 use crate::edge::envelope::Envelope;
+use crate::identity::ClientKey;
 use crate::rejection::{Kind, Rejection};
 
 /// Where a request goes.
@@ -51,7 +54,10 @@ impl Pool {
             }
             Route::Own => Way::Here(routers.own.clone()),
             Route::UserData => Way::Here(routers.userdata.clone()),
-            Route::Merged => Way::Here(routers.merged.clone()),
+            Route::Merged => match made_in(target).filter(|_| self.is_isolated()) {
+                Some(folder) => Way::Here(self.made_by(envelope.key, folder)),
+                None => Way::Here(routers.merged.clone()),
+            },
             Route::View | Route::Server => {
                 if let Some((name, asked)) = prefix::in_query(target) {
                     return self.to_named(&name, Some(asked));
@@ -85,12 +91,18 @@ impl Pool {
         if self.files.has(&uri) {
             return Way::Here(self.shown());
         }
-        let holder = self.files.holder(&uri, &self.own(envelope.key)).await;
+        let holder = self.files.holder(&uri, &self.own(envelope.key), self.is_isolated()).await;
         let view = self.fleet.view();
         match holder.and_then(|id| view.get(id)) {
             Some(backend) => Way::To(Arc::clone(backend), None),
             None => Way::Refuse(not_here()),
         }
+    }
+
+    /// Lists what a caller's own jobs made.
+    fn made_by(&self, caller: ClientKey, folder: Folder) -> axum::Router {
+        let names = self.made.all(caller, folder);
+        axum::Router::new().fallback(async move || axum::Json(names))
     }
 
     /// Shows files of the gateway's own store.
@@ -102,7 +114,7 @@ impl Pool {
     }
 
     fn elsewhere(&self, method: &Method, target: &str, envelope: &Envelope) -> Way {
-        if is_of_the_page(method, target) {
+        if !is_a_custom_nodes(method, target) {
             return Way::Home;
         }
         let running = self.only_running(envelope);
@@ -111,6 +123,16 @@ impl Pool {
             Some(backend) => Way::To(Arc::clone(backend), None),
             None => Way::Home,
         }
+    }
+
+    /// Where the job of a caller's runs that began first.
+    pub fn running_at(&self, caller: ClientKey) -> Option<BackendId> {
+        let own = self.core.lock().of(caller);
+        let running = own.iter().filter_map(|view| match view.phase {
+            Phase::Running(backend) => Some((view.started, backend)),
+            _ => None,
+        });
+        running.min_by_key(|(started, _)| *started).map(|(_, backend)| backend)
     }
 
     /// The backend of the caller's running job, if it has just one.
@@ -125,12 +147,36 @@ impl Pool {
     }
 }
 
-/// Whether this is a file of the page, which every server has alike.
-fn is_of_the_page(method: &Method, target: &str) -> bool {
+/// The folder that a request wants listed, if it is one that jobs write to.
+fn made_in(target: &str) -> Option<Folder> {
+    let path = unescaped(target.split(['?', '#']).next().unwrap_or_default());
+    let folder = path.strip_prefix("/internal/files/").and_then(Folder::of)?;
+    (folder != Folder::Input).then_some(folder)
+}
+
+/// What ComfyUI itself answers of what goes to a server, by the first part of its path.
+const COMFYUI: [&str; 10] = [
+    "docs",
+    "experiment",
+    "extensions",
+    "global_subgraphs",
+    "i18n",
+    "internal",
+    "templates",
+    "view_metadata",
+    "workflow_templates",
+    "ws",
+];
+
+/// Whether a custom node answers this, rather than ComfyUI or the page's folder.
+pub fn is_a_custom_nodes(method: &Method, target: &str) -> bool {
     let path = bare(target);
+    let first = path.split('/').nth(1).unwrap_or_default();
     let last = path.rsplit('/').next().unwrap_or_default();
     let reads = matches!(*method, Method::GET | Method::HEAD);
-    reads && (path == "/" || (last.contains('.') && query_value(target, "filename").is_none()))
+    let is_file = reads && last.contains('.') && query_value(target, "filename").is_none();
+    let is_comfyuis = first.is_empty() || COMFYUI.contains(&first);
+    !is_comfyuis && !is_file
 }
 
 fn not_here() -> Rejection {
@@ -139,4 +185,21 @@ fn not_here() -> Rejection {
         "there is no such file, or several servers have one of that name",
     )
     .cure("ask for it with the subfolder that history names")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn custom_nodes_routes_are_told_from_comfyuis_and_the_pages() {
+        let custom = |targets: &[&str]| -> Vec<bool> {
+            targets.iter().map(|target| is_a_custom_nodes(&Method::GET, target)).collect()
+        };
+        let theirs = ["/manager/queue/start", "/api/vhs/viewvideo?filename=a.mp4", "/pysssss/text"];
+        assert_eq!(custom(&theirs), [true; 3]);
+        let not = ["/", "/api/", "/assets/x.js", "/extensions", "/api/i18n", "/internal/logs/raw"];
+        assert_eq!(custom(&not), [false; 6]);
+        assert!(is_a_custom_nodes(&Method::POST, "/impact/set/a.b"));
+    }
 }

@@ -229,7 +229,7 @@ mod tests {
 
     fn files(keep: usize) -> (tempfile::TempDir, Files) {
         let directory = tempfile::tempdir().unwrap();
-        let files = Files::create(directory.path().join("sim"), keep).unwrap();
+        let files = Files::create(directory.path().join("sim"), true, keep).unwrap();
         (directory, files)
     }
 
@@ -241,7 +241,7 @@ mod tests {
             assert_eq!((name.as_str(), subfolder.as_str()), (expected, "sub"));
             std::fs::write(path, "x").unwrap();
         }
-        let again = Files::create(directory.path().join("sim"), 10).unwrap();
+        let again = Files::create(directory.path().join("sim"), true, 10).unwrap();
         assert_eq!(again.next_output("output", "sub/a").unwrap().1, "a_00003_.png");
         assert!(files.next_output("output", "../../a").is_err());
     }

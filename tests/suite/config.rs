@@ -495,6 +495,24 @@ fn what_is_not_built_yet_is_warned_of() {
 }
 
 #[test]
+fn isolation_by_user_wants_somebody_who_names_users() {
+    let told = complaint("{mode: pool, backends: ['http://a'], pool: {isolation: user}}");
+    assert!(told.starts_with("pool.isolation: user"), "{told}");
+    assert!(told.contains("auth.user_header") && told.contains("server.trusted_proxies"), "{told}");
+    let text = "{backends: ['http://a'], pool: {isolation: user}, auth: {user_header: X-User},\
+                limits: {per_user: {queued: 3}}}";
+    let loaded = load_text(text, &[], Flags::default()).unwrap();
+    assert_eq!(loaded.config.auth.user_header.as_deref(), Some("x-user"));
+    assert_eq!(
+        loaded.warnings,
+        [
+            "auth.user_header: believed of server.trusted_proxies only, and there are none",
+            "limits.per_user: has an effect in pool mode only",
+        ]
+    );
+}
+
+#[test]
 fn webhooks_are_urls_with_or_without_a_secret() {
     let text = "backends: [http://a]\nalerts: {webhooks: ['https://a.example/x', {url: {env: HOOK}, \
                 secret: {env: KEY}}, {env: HOOK}]}\n";

@@ -20,7 +20,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use crate::support::{Gateway, PATIENCE, Setup, client, eventually, farm, is_full};
 
 /// Everything that spec.md promises, after `comfygate_`.
-const PROMISED: [&str; 19] = [
+const PROMISED: [&str; 20] = [
     "requests_total",
     "request_duration_seconds",
     "backend_up",
@@ -34,6 +34,7 @@ const PROMISED: [&str; 19] = [
     "tasks_total",
     "tasks_queued",
     "task_wait_seconds",
+    "eta_error_seconds",
     "task_run_seconds",
     "failovers_total",
     "retries_total",

@@ -4,9 +4,13 @@
 //! runs under its `clientId`. Those without a socket are in the order in which they lost it, so that
 //! the oldest go when there are too many.
 //!
+//! Where callers are isolated, a session is known by its caller and its `clientId`: naming the
+//! `clientId` of somebody else opens a session of one's own, and `status` tells one's own depth.
+//!
 //! Locks: the registry's comes before a session's, neither is held across an await, and a session
 //! that was removed is marked, so that nobody who still holds it adds to it.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -24,6 +28,7 @@ use super::status::{Board, Reader};
 use super::words;
 use crate::clock::Moment;
 use crate::config::ClientEvents;
+use crate::identity::ClientKey;
 use crate::pool::frame::{Delivery, Frame};
 use crate::pool::job::{JobId, Owner};
 
@@ -36,10 +41,17 @@ pub const AWAY_BYTES: usize = 256 << 20;
 /// do not push out what thousands of others may come back for.
 const WEIGHTY: usize = 64 << 10;
 
+/// Tells how many jobs of a caller are open.
+type Depth = Box<dyn Fn(ClientKey) -> u64 + Send + Sync>;
+
 /// All clients' sessions.
 pub struct Hub {
     registry: Mutex<Registry>,
-    board: Board,
+    board: Arc<Board>,
+    /// Callers' own boards, where callers are isolated: those that have a socket.
+    boards: Mutex<HashMap<ClientKey, Arc<Board>>>,
+    /// Set where callers are isolated.
+    depth: Option<Depth>,
     away_bytes: AtomicUsize,
     events: Mutex<ClientEvents>,
     features: Box<dyn Fn() -> Value + Send + Sync>,
@@ -60,14 +72,46 @@ impl Hub {
         events: ClientEvents,
         features: impl Fn() -> Value + Send + Sync + 'static,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::with(events, features, None))
+    }
+
+    /// The same for callers that are to know nothing of each other. `depth` tells how many jobs of
+    /// a caller are open; it is called without any lock of the hub.
+    pub fn isolated(
+        events: ClientEvents,
+        features: impl Fn() -> Value + Send + Sync + 'static,
+        depth: impl Fn(ClientKey) -> u64 + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Arc::new(Self::with(events, features, Some(Box::new(depth))))
+    }
+
+    fn with(
+        events: ClientEvents,
+        features: impl Fn() -> Value + Send + Sync + 'static,
+        depth: Option<Depth>,
+    ) -> Self {
+        Self {
             registry: Mutex::default(),
             board: Board::new(),
+            boards: Mutex::default(),
+            depth,
             away_bytes: AtomicUsize::new(0),
             events: Mutex::new(events),
             features: Box::new(features),
             start: Instant::now(),
-        })
+        }
+    }
+
+    /// The name under which a caller's `clientId` has its session.
+    fn name(&self, key: ClientKey, sid: &Arc<str>) -> Arc<str> {
+        match self.depth {
+            Some(_) => format!("{}/{sid}", hex::encode(key.to_bytes())).into(),
+            None => Arc::clone(sid),
+        }
+    }
+
+    fn name_of(&self, owner: &Owner) -> Option<Arc<str>> {
+        owner.client_id.as_ref().map(|sid| self.name(owner.key, sid))
     }
 
     /// `pool.client_events` has changed; sockets that come from now on go by it.
@@ -84,16 +128,18 @@ impl Hub {
             return;
         }
         let now = self.now();
-        self.with_session(&sid, |session| session.deliver(delivery, now));
+        let name = self.name(delivery.owner.key, &sid);
+        self.with_session(&name, |session| session.deliver(delivery, now));
     }
 
     /// An earlier process had this client, perhaps: it may come back for what it missed.
-    pub fn expect(&self, sid: &Arc<str>) {
+    pub fn expect(&self, owner: &Owner) {
+        let Some(sid) = &owner.client_id else { return };
         if sid.is_empty() || sid.len() > MAX_SID {
             return;
         }
         let now = self.now();
-        self.with_session(sid, |session| session.expected(now));
+        self.with_session(&self.name(owner.key, sid), |session| session.expected(now));
     }
 
     /// A job has ended, with or without a last frame. To be called after the last
@@ -115,11 +161,67 @@ impl Hub {
         self.board.publish(queue_remaining);
     }
 
-    /// Passes any other message to a `clientId`'s socket, if it has one.
+    /// Tells a caller's sockets how many jobs of its own are open, where callers are isolated.
+    pub fn status_of(&self, key: ClientKey, queue_remaining: u64) {
+        let board = self.boards.lock().get(&key).cloned();
+        if let Some(board) = board {
+            board.publish(queue_remaining);
+        }
+    }
+
+    /// Whether callers know nothing of each other.
+    pub fn is_isolated(&self) -> bool {
+        self.depth.is_some()
+    }
+
+    /// Passes a message about a job to its owner's socket, if that is there.
+    pub fn tell(&self, owner: &Owner, frame: Frame) {
+        let slot = self.name_of(owner).and_then(|name| self.slot(&name));
+        if let Some(slot) = slot.filter(|slot| slot.state.lock().live.is_some()) {
+            let now = self.now();
+            let _ = self.change(&slot, |session| session.pass(frame, now));
+        }
+    }
+
+    /// Whether an owner's previews carry metadata (`supports_preview_metadata`).
+    pub fn flags_of(&self, owner: &Owner) -> bool {
+        self.name_of(owner).is_some_and(|name| self.flags(&name))
+    }
+
+    /// Whether an owner has a socket.
+    pub fn hears(&self, owner: &Owner) -> bool {
+        self.name_of(owner).is_some_and(|name| self.is_live(&name))
+    }
+
+    /// Passes any other message to a caller's socket under a `clientId`, if there is one.
+    pub fn pass_from_home(&self, caller: ClientKey, sid: &Arc<str>, frame: Frame) {
+        self.pass(&self.name(caller, sid), frame);
+    }
+
+    /// Passes any other message to a session's socket, if it has one.
     pub fn pass(&self, sid: &str, frame: Frame) {
         let now = self.now();
         if let Some(slot) = self.slot(sid) {
             let _ = self.change(&slot, |session| session.pass(frame, now));
+        }
+    }
+
+    /// Passes any other message to the sockets of those callers of whom this holds.
+    pub fn pass_to(&self, holds: impl Fn(ClientKey) -> bool, frame: &Frame) {
+        let now = self.now();
+        for slot in self.slots_of(holds) {
+            let _ = self.change(&slot, |session| session.pass(frame.clone(), now));
+        }
+    }
+
+    /// The `clientId`s of a caller that have a socket, so many at most.
+    pub fn sids_of(&self, caller: ClientKey, limit: usize) -> Vec<Arc<str>> {
+        let registry = self.registry.lock();
+        let names = registry.callers.get(&caller).into_iter().flatten().take(limit);
+        match self.depth {
+            // A name is the caller's and the `clientId`.
+            Some(_) => names.filter_map(|n| n.split_once('/')).map(|(_, sid)| sid.into()).collect(),
+            None => names.cloned().collect(),
         }
     }
 
@@ -183,12 +285,19 @@ impl Hub {
         }
     }
 
+    fn slots_of(&self, holds: impl Fn(ClientKey) -> bool) -> Vec<Arc<Slot>> {
+        let registry = self.registry.lock();
+        let callers = registry.callers.iter().filter(|(key, _)| holds(**key));
+        let sids = callers.flat_map(|(_, sids)| sids);
+        sids.filter_map(|sid| registry.slots.get(sid).cloned()).collect()
+    }
+
     fn slot(&self, sid: &str) -> Option<Arc<Slot>> {
         self.registry.lock().slots.get(sid).cloned()
     }
 
     fn if_known(&self, owner: &Owner, change: impl FnOnce(&mut Session)) {
-        if let Some(slot) = owner.client_id.as_deref().and_then(|sid| self.slot(sid)) {
+        if let Some(slot) = self.name_of(owner).and_then(|name| self.slot(&name)) {
             let _ = self.change(&slot, change);
         }
     }
@@ -281,32 +390,44 @@ impl Hub {
     pub(super) fn attach(self: &Arc<Self>, sid: &Arc<str>, client: &ClientInfo) -> (Seat, Reader) {
         self.sweep();
         let now = self.now();
+        let (queue_remaining, reader) = self.subscribe(client.key, now);
+        let name = &self.name(client.key, sid);
         let wake = Arc::new(Notify::new());
         let mut registry = self.registry.lock();
         registry.counter += 1;
         let number = registry.counter;
-        let slot = registry.slots.get(sid).cloned().unwrap_or_else(|| registry.enter_away(sid));
+        let slot = registry.slots.get(name).cloned().unwrap_or_else(|| registry.enter_away(name));
         let mut state = slot.state.lock();
         if let Some(order) = state.away.take() {
             registry.away.remove(&order);
         }
-        let (queue_remaining, reader) = self.board.subscribe(now);
         let events = *self.events.lock();
         let attach = Attach { sid, queue_remaining, events, has_origin: client.has_origin };
         state.session.attached(now, &attach);
         if let Some(old) = state.live.replace(Live { number, key: client.key, wake: wake.clone() })
         {
-            registry.forget_caller(old.key, sid);
+            registry.forget_caller(old.key, name);
             old.wake.notify_one();
         }
-        registry.callers.entry(client.key).or_default().insert(Arc::clone(sid));
+        registry.callers.entry(client.key).or_default().insert(Arc::clone(name));
         self.count(&mut state);
         drop(state);
         (Seat::new(self, slot, number, wake), reader)
     }
 
-    pub(super) fn board(&self) -> &Board {
-        &self.board
+    /// The newest depth that a caller is to know, and what comes after it.
+    fn subscribe(&self, key: ClientKey, now: Moment) -> (u64, Reader) {
+        let Some(depth) = &self.depth else { return self.board.subscribe(now) };
+        let (_, reader) = {
+            let mut boards = self.boards.lock();
+            if !boards.contains_key(&key) {
+                // Nobody reads those any more.
+                boards.retain(|_, board| Arc::strong_count(board) > 1);
+            }
+            boards.entry(key).or_insert_with(Board::new).subscribe(now)
+        };
+        // What changes from here on is told twice rather than never.
+        (depth(key), reader)
     }
 
     pub(super) fn features(&self) -> Value {

@@ -7,7 +7,6 @@ use tokio::sync::Notify;
 use super::hub::Hub;
 use super::registry::Slot;
 use super::session::{Next, Session};
-use super::status::Board;
 use super::words;
 use crate::pool::frame::Frame;
 
@@ -46,10 +45,6 @@ impl Seat {
         let mut state = self.slot.state.lock();
         let mine = state.live.as_ref().is_some_and(|live| live.number == self.number);
         mine.then(|| ask(&mut state.session))
-    }
-
-    pub(super) fn board(&self) -> &Board {
-        self.hub.board()
     }
 
     /// What to write next of what the gateway itself says.

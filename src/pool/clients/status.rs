@@ -6,6 +6,7 @@
 //! many wake-ups as there are sockets, and nothing is queued for any of them.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -38,9 +39,9 @@ pub(super) struct Board {
 }
 
 impl Board {
-    pub(super) fn new() -> Self {
+    pub(super) fn new() -> Arc<Self> {
         let recent = Recent { queue_remaining: 0, number: 0, frames: VecDeque::new() };
-        Self { recent: Mutex::new(recent), changes: watch::Sender::new(0) }
+        Arc::new(Self { recent: Mutex::new(recent), changes: watch::Sender::new(0) })
     }
 
     /// A change, or a repetition, for everybody.
@@ -63,10 +64,11 @@ impl Board {
     }
 
     /// The newest value, and a reader of what comes after it.
-    pub(super) fn subscribe(&self, now: Moment) -> (u64, Reader) {
+    pub(super) fn subscribe(self: &Arc<Self>, now: Moment) -> (u64, Reader) {
         let changes = self.changes.subscribe();
         let recent = self.recent.lock();
-        let reader = Reader { changes, read: recent.number, tokens: BURST, counted: now };
+        let board = Arc::clone(self);
+        let reader = Reader { board, changes, read: recent.number, tokens: BURST, counted: now };
         (recent.queue_remaining, reader)
     }
 }
@@ -74,6 +76,7 @@ impl Board {
 /// How far a socket has read.
 #[derive(Debug)]
 pub(super) struct Reader {
+    board: Arc<Board>,
     changes: watch::Receiver<u64>,
     read: u64,
     tokens: u32,
@@ -82,7 +85,7 @@ pub(super) struct Reader {
 
 impl Reader {
     /// The next frame to send, if there is one and it may be sent now.
-    pub(super) fn next(&mut self, board: &Board, now: Moment) -> Option<Frame> {
+    pub(super) fn next(&mut self, now: Moment) -> Option<Frame> {
         if *self.changes.borrow_and_update() <= self.read {
             return None;
         }
@@ -90,7 +93,7 @@ impl Reader {
         if self.tokens == 0 {
             return None;
         }
-        let recent = board.recent.lock();
+        let recent = self.board.recent.lock();
         let behind = recent.number.saturating_sub(self.read) as usize;
         let too_far = behind > recent.frames.len() || behind > self.tokens as usize;
         let back = if too_far { 1 } else { behind };
@@ -126,8 +129,8 @@ impl Reader {
 mod tests {
     use super::*;
 
-    fn sent(reader: &mut Reader, board: &Board, now: Moment) -> Vec<Frame> {
-        std::iter::from_fn(|| reader.next(board, now)).collect()
+    fn sent(reader: &mut Reader, now: Moment) -> Vec<Frame> {
+        std::iter::from_fn(|| reader.next(now)).collect()
     }
 
     #[test]
@@ -137,13 +140,13 @@ mod tests {
         let now = Moment(1000);
         let (newest, mut reader) = board.subscribe(now);
         assert_eq!(newest, 7);
-        assert!(sent(&mut reader, &board, now).is_empty());
+        assert!(sent(&mut reader, now).is_empty());
         for n in [1, 1, 2] {
             board.publish(n);
         }
         let frames = [1, 1, 2].map(words::status);
-        assert_eq!(sent(&mut reader, &board, now), frames);
-        assert!(sent(&mut reader, &board, now).is_empty());
+        assert_eq!(sent(&mut reader, now), frames);
+        assert!(sent(&mut reader, now).is_empty());
     }
 
     #[test]
@@ -151,7 +154,7 @@ mod tests {
         let board = Board::new();
         let (_, mut reader) = board.subscribe(Moment(0));
         (0..1000).for_each(|n| board.publish(n));
-        assert_eq!(sent(&mut reader, &board, Moment(0)), [words::status(999)]);
+        assert_eq!(sent(&mut reader, Moment(0)), [words::status(999)]);
     }
 
     #[test]
@@ -161,11 +164,11 @@ mod tests {
         let mut frames = Vec::new();
         for n in 0..10_000 {
             board.publish(n);
-            frames.extend(sent(&mut reader, &board, Moment(n)));
+            frames.extend(sent(&mut reader, Moment(n)));
         }
         assert!(reader.held_back(Moment(9_999)).is_some());
         let soon = Moment(9_999).plus(reader.held_back(Moment(9_999)).unwrap());
-        frames.extend(sent(&mut reader, &board, soon));
+        frames.extend(sent(&mut reader, soon));
         assert!((50..80).contains(&frames.len()), "{}", frames.len());
         assert_eq!(frames.last(), Some(&words::status(9_999)));
         assert_eq!(reader.held_back(soon), None);

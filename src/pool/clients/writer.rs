@@ -142,7 +142,7 @@ impl<'a> Writer<'a> {
         }
         // The greeting comes before any other `status`.
         let own_word = self.link.seat.own_word();
-        let status = || self.statuses.next(self.link.seat.board(), self.link.now());
+        let status = || self.statuses.next(self.link.now());
         if let Some(frame) = own_word.or_else(status) {
             return Step::Write(frame);
         }

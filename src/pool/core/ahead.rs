@@ -46,7 +46,8 @@ impl Core {
 
     fn best_for(&self, slot: usize) -> Option<JobId> {
         let only = LaneSet::from_iter([slot]);
-        self.line.best(|able| !self.lanes.usable(able, &only).is_empty())
+        let usable = |able: &LaneSet| !self.lanes.usable(able, &only).is_empty();
+        self.line.best_but(usable, &self.passed_over())
     }
 
     /// One prompt that waits behind another comes back for each lane that is free for it.

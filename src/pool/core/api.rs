@@ -24,6 +24,8 @@ pub struct Options {
     pub max_retries: u32,
     /// In which order callers get their turn.
     pub fairness: Fairness,
+    /// Jobs of one caller that are sent to servers at once; 0: as many as there is room for.
+    pub running_per_caller: u32,
     /// Prompts posted to a backend ahead of the running one, 0 or 1.
     pub prefetch: u32,
     /// How a backend is chosen when several are free.

@@ -10,7 +10,7 @@
 //! readings of a queue; [`asking`] asks a backend what it knows of a job; [`ending`] ends it.
 //! [`failover`] deals with lanes that come, go and die, [`silence`] with prompts that show no life,
 //! [`stray`] with copies of a job at places where it no longer belongs, [`ahead`] with prompts that
-//! wait behind another, [`cancel`] with owners' wishes. What is known: [`entry`] of a job, [`lane`]
+//! wait behind another, [`sharing`] with callers that have enough, [`cancel`] with owners' wishes. What is known: [`entry`] of a job, [`lane`]
 //! of a backend, [`able`] of who can run what, [`learnt`] of run times. [`timers`] tells when to
 //! look again, [`views`] shows it all.
 //!
@@ -32,6 +32,7 @@ mod placing;
 mod reading;
 mod running;
 mod seats;
+mod sharing;
 mod silence;
 #[cfg(test)]
 mod simulation;

@@ -1,7 +1,7 @@
 //! Placing: a new job before a server that judges it, waiting ones on free lanes.
 //!
 //! Binding is late: a lane is free when it is open, holds none of our jobs and runs nobody else's.
-//! There is never a free lane beside a waiting job that it could run, so that a new job goes
+//! There is never a free lane beside a waiting job that it could run and its caller may, so that a new job goes
 //! straight to a free lane or nobody before it could.
 
 use std::sync::Arc;
@@ -57,10 +57,14 @@ impl Core {
         let known = able.iter().filter_map(|slot| self.lanes.at(slot)).any(told);
         let able = if known { able } else { self.lanes.nearest(&entry.job.needs) };
         let set = self.lanes.usable(&able.without(&tried), &open);
-        let free = set.and(&self.free());
+        let idle = self.free();
+        let waits = self.has_enough(entry.job.owner.key);
+        let free = if waits { LaneSet::default() } else { set.and(&idle) };
         if let Some(slot) = self.choose(&entry.job, &free) {
             return Ok((slot, false));
         }
+        let busy = set.without(&idle);
+        let set = if waits && !busy.is_empty() { busy } else { set };
         set.iter().min_by(|&a, &b| self.judges(a, b)).map(|s| (s, true)).ok_or(Refusal::NoBackend)
     }
 
@@ -105,7 +109,8 @@ impl Core {
         while !self.line.is_empty() {
             let free = self.free();
             let usable = |able: &LaneSet| !self.lanes.usable(able, &free).is_empty();
-            let Some(id) = self.line.best(usable) else { break };
+            let passed = self.passed_over();
+            let Some(id) = self.line.best_but(usable, &passed) else { break };
             let able = self.line.lanes_of(id).cloned().unwrap_or_default();
             let set = self.lanes.usable(&able, &free);
             let job = self.entries.get(&id).map(|entry| Arc::clone(&entry.job));

@@ -35,6 +35,11 @@ impl Seats {
         self.get(backend).map_or(0, |seat| seat.occupants.len())
     }
 
+    /// All that take up a backend, or are to.
+    pub(super) fn all_occupants(&self) -> impl Iterator<Item = JobId> + '_ {
+        self.0.values().flat_map(|seat| seat.occupants.iter().copied())
+    }
+
     pub(super) fn asks(&self, backend: BackendId) -> u32 {
         self.get(backend).map_or(0, |seat| seat.asks)
     }

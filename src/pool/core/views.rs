@@ -1,6 +1,6 @@
 //! What readers see.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use super::entry::{Entry, Life};
@@ -97,6 +97,18 @@ impl Core {
     pub fn of(&self, key: ClientKey) -> Vec<JobView> {
         let ids = self.by_owner.get(&key).into_iter().flatten();
         ids.filter_map(|id| self.get(*id)).collect()
+    }
+
+    /// How many of a caller's accepted jobs have not ended.
+    pub fn open_of(&self, key: ClientKey) -> usize {
+        self.by_owner.get(&key).map_or(0, BTreeSet::len)
+    }
+
+    /// How many of those do not run yet.
+    pub fn queued_of(&self, key: ClientKey) -> usize {
+        let ids = self.by_owner.get(&key).into_iter().flatten();
+        let entries = ids.filter_map(|id| self.entries.get(id));
+        entries.filter(|entry| matches!(entry.phase(), Phase::Waiting | Phase::Sent(_))).count()
     }
 
     /// A job's place in the line, from 0. Costs as many steps.

@@ -133,13 +133,18 @@ impl Files {
     }
 
     /// Where `GET /view` without a prefix goes when [`Files::view`] has no answer; `None`: 404.
-    /// An input may be on every backend alike: any that has it will do.
-    pub async fn holder(&self, uri: &Uri, own: &Own) -> Option<BackendId> {
+    /// An input may be on every backend alike: any that has it will do. `only_own`: what others
+    /// made is not there.
+    pub async fn holder(&self, uri: &Uri, own: &Own, only_own: bool) -> Option<BackendId> {
         let place = place_of(&Asked::of(&Query::of(uri)).ok()?)?;
         let holders = self.carrier.remote.holders(&(self.members)(), &place).await;
         match place.folder() {
             Folder::Input => holders.first().copied(),
-            Folder::Output | Folder::Temp => whose(&holders, &(own.0)(&place)),
+            Folder::Output | Folder::Temp => {
+                let own = (own.0)(&place);
+                let holder = whose(&holders, &own);
+                holder.filter(|holder| !only_own || own.contains(holder))
+            }
         }
     }
 

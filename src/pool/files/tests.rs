@@ -362,10 +362,12 @@ async fn an_output_without_a_prefix_is_the_callers_own_or_the_only_one() {
     let nobody = Own::default();
     let uri = |name: &str| format!("/view?filename={name}&type=output").parse::<Uri>().unwrap();
     let (both, only) = (uri("both.png"), uri("only.png"));
-    assert_eq!(farm.files.holder(&both, &nobody).await, None);
-    assert_eq!(farm.files.holder(&both, &made(vec![ids[1], ids[0]])).await, Some(ids[1]));
-    assert_eq!(farm.files.holder(&only, &nobody).await, Some(ids[0]));
-    assert_eq!(farm.files.holder(&only, &made(vec![ids[1]])).await, None, "another's");
+    assert_eq!(farm.files.holder(&both, &nobody, false).await, None);
+    assert_eq!(farm.files.holder(&both, &made(vec![ids[1], ids[0]]), false).await, Some(ids[1]));
+    assert_eq!(farm.files.holder(&only, &nobody, false).await, Some(ids[0]));
+    assert_eq!(farm.files.holder(&only, &made(vec![ids[1]]), false).await, None, "another's");
+    assert_eq!(farm.files.holder(&only, &nobody, true).await, None, "nobody's own");
+    assert_eq!(farm.files.holder(&only, &made(vec![ids[0]]), true).await, Some(ids[0]));
 
     let text = |name: &str| json!(format!("{name} [output]"));
     let ambiguous = farm.prepare(0, text("both.png"), &nobody).await;

@@ -19,7 +19,7 @@ mod order;
 mod tests;
 mod turns;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 pub use lane_set::LaneSet;
 use turns::{Place, Turns};
@@ -49,6 +49,15 @@ pub struct Ticket {
     pub number: f64,
     /// What its turn costs, above 0.
     pub cost: f64,
+}
+
+/// Who is passed over: callers that share turns, and jobs of callers that do not.
+#[derive(Debug, Default)]
+pub struct Passed {
+    /// Callers.
+    pub flows: HashSet<ClientKey>,
+    /// Jobs of one flow that stands for all callers.
+    pub jobs: HashSet<JobId>,
 }
 
 struct Item {
@@ -137,10 +146,18 @@ impl Line {
 
     /// The job whose turn it is among the classes that `usable` takes.
     pub fn best(&self, usable: impl Fn(&LaneSet) -> bool) -> Option<JobId> {
+        self.best_but(usable, &Passed::default())
+    }
+
+    /// The same when some callers are passed over. Looks at each of those once, and, where turns
+    /// go by arrival alone, at each of their jobs that stands before another's.
+    pub fn best_but(&self, usable: impl Fn(&LaneSet) -> bool, passed: &Passed) -> Option<JobId> {
         let classes = self.classes.iter().flatten().filter(|class| usable(&class.lanes));
         let heads = classes.filter_map(|class| {
-            let (level, turns) = class.levels.last_key_value()?;
-            turns.head().map(|(tag, since, id)| (std::cmp::Reverse(*level), tag, since, id))
+            class.levels.iter().rev().find_map(|(level, turns)| {
+                let (tag, since, id) = turns.head_but(passed)?;
+                Some((std::cmp::Reverse(*level), tag, since, id))
+            })
         });
         heads.min().map(|(.., id)| id)
     }

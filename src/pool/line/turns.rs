@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::Passed;
 use crate::identity::ClientKey;
 use crate::pool::job::JobId;
 
@@ -75,8 +76,16 @@ impl Turns {
         self.heads.is_empty()
     }
 
-    pub(super) fn head(&self) -> Option<(Tag, u64, JobId)> {
-        self.heads.first().map(|(tag, since, id, _)| (*tag, *since, *id))
+    pub(super) fn head_but(&self, passed: &Passed) -> Option<(Tag, u64, JobId)> {
+        let mut heads = self.heads.iter().filter(|(.., key)| !passed.flows.contains(key));
+        heads.find_map(|(tag, since, id, key)| {
+            if !passed.jobs.contains(id) {
+                return Some((*tag, *since, *id));
+            }
+            let mut jobs = self.flows.get(key)?.jobs.iter();
+            let next = jobs.find(|place| !passed.jobs.contains(&place.id))?;
+            Some((*tag, *since, next.id))
+        })
     }
 
     pub(super) fn flows(&self) -> impl Iterator<Item = &Flow> {

@@ -56,6 +56,13 @@ pub(crate) fn paced(seed: u64, seconds: f64) -> Value {
     json!({"1": paced, "2": save})
 }
 
+fn headers_of(pairs: &[(&str, &str)]) -> reqwest::header::HeaderMap {
+    let pair = |(name, value): &(&str, &str)| {
+        (name.parse::<reqwest::header::HeaderName>().unwrap(), value.parse().unwrap())
+    };
+    pairs.iter().map(pair).collect()
+}
+
 impl Painter {
     /// Connects as a client id at an address (`http://host:port`).
     pub(crate) async fn connect(base: &str, id: &str) -> Self {
@@ -64,9 +71,14 @@ impl Painter {
 
     /// The same, announcing `supports_preview_metadata` first when asked for.
     pub(crate) async fn connect_with(base: &str, id: &str, flags: bool) -> Self {
+        Self::open(base, id, flags, &[]).await
+    }
+
+    /// The same with these headers on everything.
+    pub(crate) async fn open(base: &str, id: &str, flags: bool, headers: &[(&str, &str)]) -> Self {
         let address = base.trim_start_matches("http://").parse().unwrap();
         let target = format!("/ws?clientId={id}");
-        let (mut socket, _) = socket::open(address, &target, &[]).await.unwrap();
+        let (mut socket, _) = socket::open(address, &target, headers).await.unwrap();
         if flags {
             let features =
                 json!({"type": "feature_flags", "data": {"supports_preview_metadata": true}});
@@ -90,7 +102,8 @@ impl Painter {
                 sender.send_modify(|count| *count += 1);
             }
         });
-        let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+        let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE);
+        let http = http.default_headers(headers_of(headers)).build().unwrap();
         let painter =
             Self { http, base: base.to_owned(), id: id.to_owned(), heard, changed, listening };
         painter.until(|heard| heard.iter().any(|one| one.name() == "status")).await;

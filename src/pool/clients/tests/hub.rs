@@ -161,9 +161,9 @@ async fn nine_thousand_sockets_share_each_status() {
     assert_eq!(cost, 0, "nothing waits at any socket");
     for (seat, statuses) in &mut seats {
         let now = hub.now();
-        let frame = statuses.next(seat.board(), now).unwrap();
+        let frame = statuses.next(now).unwrap();
         assert_eq!(frame, crate::pool::clients::words::status(9999));
-        assert_eq!(statuses.next(seat.board(), now), None);
+        assert_eq!(statuses.next(now), None);
         assert!(taken(seat).is_empty());
     }
 }

@@ -6,6 +6,7 @@ use super::super::{Action, Core, Input, Outcome, Phase, Verdict};
 use super::server::Server;
 use crate::backend::BackendId;
 use crate::pool::job::JobId;
+use crate::pool::line::LaneSet;
 
 /// What was done with each job, by the world's own count.
 #[derive(Default)]
@@ -142,7 +143,8 @@ impl Core {
         assert_eq!(accepted, self.open, "accepted jobs");
         for (slot, lane) in self.lanes.iter().filter(|(_, lane)| self.is_free(lane)) {
             let only = [slot].into_iter().collect();
-            let best = self.line.best(|able| !self.lanes.usable(able, &only).is_empty());
+            let usable = |able: &LaneSet| !self.lanes.usable(able, &only).is_empty();
+            let best = self.line.best_but(usable, &self.passed_over());
             assert_eq!(best, None, "{:?} is free beside a waiting job", lane.lane.backend);
         }
         assert!(self.seats_are_right(), "seats");

@@ -16,6 +16,7 @@ pub(super) fn options() -> Options {
         retry_interval: Duration::from_millis(500),
         max_retries: 30,
         fairness: Fairness::RoundRobin,
+        running_per_caller: 0,
         prefetch: 0,
         rule: Rule {
             strategy: Strategy::LeastBusy,

@@ -146,7 +146,11 @@ fn backend(server: usize) -> BackendId {
 impl World {
     pub(super) fn new(seed: u64, chaos: Chaos) -> Self {
         let mut random = Random(seed);
-        let options = Options { prefetch: random.next() as u32 % 2, ..options() };
+        let drawn = random.next();
+        // In every eighth run callers may have only so much at once.
+        let running_per_caller = if (drawn >> 8).is_multiple_of(8) { 1 + (drawn >> 16 & 1) as u32 } else { 0 };
+        let prefetch = drawn as u32 % 2;
+        let options = Options { running_per_caller, prefetch, ..options() };
         let count = random.within(1, 5) as usize;
         let server = |random: &mut Random| Server {
             up: true,

@@ -3,6 +3,7 @@
 mod failing;
 mod placing;
 mod scale;
+mod sharing;
 mod stopping;
 
 use std::collections::BTreeSet;
@@ -27,6 +28,7 @@ fn options() -> Options {
         retry_interval: Duration::from_secs(1),
         max_retries: 2,
         fairness: Fairness::RoundRobin,
+        running_per_caller: 0,
         prefetch: 0,
         rule: Rule {
             strategy: Strategy::LeastBusy,
