@@ -81,7 +81,7 @@ pub(super) async fn interrupt(
     } else {
         let own = pool.core.lock().of(visit.key);
         for view in own.iter().filter(|view| runs(view)) {
-            pool.tell(Input::Cancel(view.job.id));
+            pool.tell(Input::Interrupt(view.job.id));
         }
     }
     StatusCode::OK.into_response()
