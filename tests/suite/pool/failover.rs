@@ -77,6 +77,7 @@ async fn a_killed_gateway_comes_back_to_every_job() {
     let early = client.paint(paced(90, 0.1)).await;
     client.succeeded(&early, 90).await;
     let jobs_before = client.get("/api/jobs").await.unwrap();
+    let task_before = farm.task(&early).await;
     let mut prompts = Vec::new();
     for seed in 0..10 {
         let by = if seed % 2 == 0 { &client } else { &flagged };
@@ -88,6 +89,10 @@ async fn a_killed_gateway_comes_back_to_every_job() {
     sleep(Duration::from_millis(1300)).await;
     farm.start_gateway().await;
     assert!(client.has_picture(&early, 90).await);
+    let task = farm.task(&early).await;
+    for key in ["state", "backend", "attempts", "caller", "run_seconds", "error"] {
+        assert_eq!(task[key], task_before[key], "{key}");
+    }
     let jobs = client.get("/api/jobs?status=completed").await.unwrap();
     assert!(jobs["jobs"].as_array().unwrap().contains(&jobs_before["jobs"][0]), "{jobs:#}");
     for (by, prompt, seed) in &prompts {
