@@ -25,6 +25,9 @@ pub struct Args {
     /// How much faster than the clock simulated prompts run
     #[arg(long, default_value_t = 1.0)]
     speed: f64,
+    /// Pool mode: the three look like one big ComfyUI, each prompt goes to the one that is free
+    #[arg(long)]
+    pool: bool,
     /// Folder of a web page to serve in place of the small one
     #[arg(long, value_name = "DIR")]
     web_root: Option<PathBuf>,
@@ -60,9 +63,11 @@ async fn farm_and_gateway(args: &Args) -> anyhow::Result<()> {
     let state = std::env::temp_dir().join(format!("comfygate-demo-{}", args.port));
     // Each demo begins anew: what was drained in the last one is not to puzzle anybody.
     let _ = std::fs::remove_dir_all(&state);
+    let mode = if args.pool { "pool" } else { "sticky" };
     let sources = Sources {
         file: None,
         env: BTreeMap::from([
+            ("COMFYGATE__MODE".to_owned(), mode.to_owned()),
             ("COMFYGATE__STATE_DIR".to_owned(), state.display().to_string()),
             ("COMFYGATE__ADMIN__LISTEN".to_owned(), args.admin.to_string()),
         ]),
@@ -75,7 +80,7 @@ async fn farm_and_gateway(args: &Args) -> anyhow::Result<()> {
     let loaded = config::load(&sources)?;
     logging::start(loaded.config.log.format);
     let server = Server::prepare(sources, loaded)?;
-    println!("A farm of {} simulated ComfyUI servers: {}", urls.len(), urls.join(" "));
+    println!("A farm of {} simulated ComfyUI servers, mode {mode}: {}", urls.len(), urls.join(" "));
     if let (Some(data), Some(admin)) = (server.data_address(), server.admin_address()) {
         println!("Open http://{data}/ for the page, http://{admin}/ for the dashboard.");
     }

@@ -18,11 +18,11 @@ use crate::config::Config;
 use crate::depth::Sending;
 use crate::edge::envelope::Envelope;
 use crate::fleet::{Fleet, View};
-use crate::identity::ClientKey;
 use crate::identity::address::TrustedProxies;
 use crate::identity::crowd::{self, CrowdWatch};
 use crate::identity::mark::Marks;
 use crate::identity::session::{Session, SigningKey};
+use crate::identity::{Caller, ClientKey};
 use crate::logging::TARGET;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
@@ -178,12 +178,31 @@ impl Gateway {
         if let Some(id) = envelope.by_hand {
             return self.chosen_by_hand(&view, id, envelope, tried);
         }
+        let seeker = Seeker::of(envelope);
         if tried.is_empty()
-            && let Some(backend) = self.own_backend(&view, envelope)?
+            && let Some(backend) = self.own_backend(&view, seeker)?
         {
             return Ok(self.towards(backend, envelope));
         }
-        self.new_place(&view, envelope, tried)
+        let _placing = self.placing.lock();
+        self.new_place(&view, seeker, tried).map(|backend| self.towards(backend, envelope))
+    }
+
+    /// The home of a client, without a request of it: a new one when it has none or cannot stay.
+    pub fn home_of(&self, key: ClientKey, zone: Option<&str>) -> Option<Arc<Backend>> {
+        let view = self.fleet.view();
+        let seeker = Seeker { key, caller: None, now: self.clock.now(), zone, asked: None };
+        if let Some(own) = self.own_backend(&view, seeker).ok()? {
+            return Some(own);
+        }
+        let _placing = self.placing.lock();
+        self.new_place(&view, seeker, &[]).ok()
+    }
+
+    /// Whether a client's home is this backend.
+    pub fn is_home_of(&self, key: ClientKey, backend: BackendId) -> bool {
+        let placed = self.affinity.peek(key, self.clock.now());
+        placed.is_some_and(|placed| placed.backend == backend.0)
     }
 
     fn chosen_by_hand(
@@ -212,13 +231,13 @@ impl Gateway {
     fn own_backend(
         &self,
         view: &View,
-        envelope: &Envelope,
+        seeker: Seeker<'_>,
     ) -> Result<Option<Arc<Backend>>, Rejection> {
-        let Some(id) = self.affinity.get(envelope.key, envelope.now) else { return Ok(None) };
+        let Some(id) = self.affinity.get(seeker.key, seeker.now) else { return Ok(None) };
         let Some(backend) = view.get(BackendId(id)) else { return Ok(None) };
         if backend.live.keeps_old() {
             // A marked request takes its client along to where such work is done.
-            return Ok(serves(backend, asked(envelope)).then(|| Arc::clone(backend)));
+            return Ok(serves(backend, seeker.asked).then(|| Arc::clone(backend)));
         }
         if backend.live.standing().wanted == Wanted::Disabled {
             return Ok(None);
@@ -232,58 +251,55 @@ impl Gateway {
         Ok(None)
     }
 
-    /// Places a client that belongs nowhere, or cannot stay.
+    /// Places a client that belongs nowhere, or cannot stay; under the lock of `placing`.
     fn new_place(
         &self,
         view: &View,
-        envelope: &Envelope,
+        seeker: Seeker<'_>,
         tried: &[BackendId],
-    ) -> Result<Destination, Rejection> {
-        let task_type = self.task_type(envelope);
+    ) -> Result<Arc<Backend>, Rejection> {
+        let task_type = self.task_type(seeker);
         let task_type = task_type.as_deref();
-        let _placing = self.placing.lock();
         let stays = |id: u32| {
             let backend = view.get(BackendId(id));
             !tried.contains(&BackendId(id))
-                && backend.is_some_and(|b| b.live.keeps_old() && serves(b, asked(envelope)))
+                && backend.is_some_and(|b| b.live.keeps_old() && serves(b, seeker.asked))
         };
-        let placed = self.affinity.get_or_place_with(envelope.key, envelope.now, |current| {
-            current
-                .filter(|&id| stays(id))
-                .or_else(|| self.choose(view, envelope, task_type, tried))
+        let placed = self.affinity.get_or_place_with(seeker.key, seeker.now, |current| {
+            current.filter(|&id| stays(id)).or_else(|| self.choose(view, seeker, task_type, tried))
         });
         if placed.is_some_and(|placed| placed.has_moved()) {
             self.metrics.failed_over();
         }
         let backend = placed.and_then(|placed| view.get(BackendId(placed.backend)));
         match backend {
-            Some(backend) => Ok(self.towards(Arc::clone(backend), envelope)),
+            Some(backend) => Ok(Arc::clone(backend)),
             None => Err(no_such_work(view, task_type).retry_after(self.retry_after())),
         }
     }
 
     /// The kind of work that a request asks for, or that its client has asked for: since its
     /// placement, or within the time a placement holds.
-    fn task_type(&self, envelope: &Envelope) -> Option<String> {
-        if let Some(asked) = asked(envelope) {
+    fn task_type(&self, seeker: Seeker<'_>) -> Option<String> {
+        if let Some(asked) = seeker.asked {
             return Some(asked.to_owned());
         }
-        let (task_type, at) = self.marks.get(envelope.key)?;
+        let (task_type, at) = self.marks.get(seeker.key)?;
         let ttl = whole_seconds(self.config.load().session.ttl);
-        let counts = envelope.now.since(at) <= ttl
-            || self.affinity.peek(envelope.key, envelope.now).is_some();
+        let counts =
+            seeker.now.since(at) <= ttl || self.affinity.peek(seeker.key, seeker.now).is_some();
         counts.then_some(task_type)
     }
 
     fn choose(
         &self,
         view: &View,
-        envelope: &Envelope,
+        seeker: Seeker<'_>,
         task_type: Option<&str>,
         tried: &[BackendId],
     ) -> Option<u32> {
         let rule = self.rule();
-        let zone = envelope.zone.as_deref();
+        let zone = seeker.zone;
         let stale_after = self.prober.stale_after();
         let candidates: Vec<_> = view
             .backends
@@ -291,18 +307,18 @@ impl Gateway {
             .map(|b| Candidate {
                 serves: serves(b, task_type),
                 in_zone: zone.is_none() || b.zone() == zone,
-                ..b.candidate(self.affinity.fresh(b.id.0, envelope.now), stale_after)
+                ..b.candidate(self.affinity.fresh(b.id.0, seeker.now), stale_after)
             })
             .collect();
         let tried: Vec<usize> = tried.iter().filter_map(|&id| view.position(id)).collect();
-        let key = envelope.key.to_bytes();
+        let key = seeker.key.to_bytes();
         let client = Client { key: &key, turn: self.fleet.next_turn() };
         let choice = selection::choose(&candidates, &view.ring, rule, client, &tried)?;
         let backend = &view.backends[choice.position];
-        log::debug!(
-            target: TARGET,
-            "{} → {} ({})", envelope.caller, backend.name(), choice.reason.as_str()
-        );
+        if let Some(caller) = seeker.caller {
+            let reason = choice.reason.as_str();
+            log::debug!(target: TARGET, "{caller} → {} ({reason})", backend.name());
+        }
         Some(backend.id.0)
     }
 
@@ -392,6 +408,26 @@ impl Gateway {
         async move {
             let _ = ending.wait_for(|ending| *ending).await;
         }
+    }
+}
+
+/// Who looks for a backend.
+#[derive(Clone, Copy)]
+struct Seeker<'a> {
+    key: ClientKey,
+    /// For the log, when a request brought it.
+    caller: Option<&'a Caller>,
+    now: Seconds,
+    zone: Option<&'a str>,
+    /// The kind of work that is asked for.
+    asked: Option<&'a str>,
+}
+
+impl<'a> Seeker<'a> {
+    fn of(envelope: &'a Envelope) -> Self {
+        let (zone, asked) = (envelope.zone.as_deref(), asked(envelope));
+        let caller = Some(&envelope.caller);
+        Self { key: envelope.key, caller, now: envelope.now, zone, asked }
     }
 }
 

@@ -15,8 +15,10 @@
 //! count its work, [`tasks`] follows each prompt to its end, [`inventory`] knows what a backend is
 //! made of; [`keeper`] carries over into the next process what [`state`] stores; [`admin`] shows all
 //! of it, [`metrics`] count it and [`alerts`] tell when it breaks, [`operator`] changes it.
-//! In pool mode [`pool`] makes one ComfyUI of the farm. [`config`] is what the user said; [`sim`] is a ComfyUI without a GPU, and
-//! [`conformance`] tells whether a server behaves like the real one.
+//! In pool mode [`pool`] stands between front door and backends and makes one ComfyUI of the farm:
+//! it answers what concerns all servers, dispatches each prompt by itself, and ends the clients'
+//! sockets. [`config`] is what the user said; [`sim`] is a ComfyUI without a GPU, and [`conformance`]
+//! tells whether a server behaves like the real one.
 
 pub mod access;
 pub mod admin;

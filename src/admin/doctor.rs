@@ -1,4 +1,5 @@
-//! `GET /lb/doctor`: in what the backends differ, read from all of them now.
+//! `GET /lb/doctor`: in what the backends differ, read from all of them now, and what prompts asked
+//! for that none has.
 
 use std::sync::Arc;
 
@@ -23,7 +24,8 @@ pub(super) fn routes() -> OpenApiRouter<Arc<Admin>> {
 /// In what the backends differ.
 #[derive(Debug, Serialize, ToSchema)]
 struct Diagnosis {
-    /// Versions, nodes and models that some have and others lack; the first 10,000
+    /// Versions, nodes and models that some have and others lack; in pool mode also those that
+    /// prompts of the last day asked for and none has; the first 10,000
     differences: Vec<Difference>,
     /// How many there are
     total: usize,
@@ -41,6 +43,9 @@ struct Diagnosis {
 async fn doctor(State(admin): State<Arc<Admin>>) -> Json<Diagnosis> {
     let survey = admin.gateway.prober.surveyor().survey().await;
     let mut differences = inventory::differences(&survey.seen);
+    if let Some(pool) = admin.gateway.pool() {
+        differences.extend(inventory::lacked_by_all(&survey.seen, pool.wanted()));
+    }
     let total = differences.len();
     differences.truncate(MAX_LISTED);
     let compared = survey.seen.iter().map(|seen| seen.name.clone()).collect();

@@ -66,9 +66,14 @@ fn session(gateway: &Gateway, visitor: &Visitor) -> Session {
     let home = visitor.by_hand.or(placed.map(|placed| BackendId(placed.backend)));
     let view = gateway.fleet.view();
     let standing = gateway.tasks.standing_of(key);
+    // In pool mode a caller has no backend of its own, but where its first job runs.
+    let backend = match gateway.pool() {
+        Some(pool) => pool.running_at(key),
+        None => home,
+    };
     Session {
         caller: visitor.caller.to_string(),
-        backend: home.and_then(|id| view.get(id)).map(|backend| backend.name().to_owned()),
+        backend: backend.and_then(|id| view.get(id)).map(|backend| backend.name().to_owned()),
         position: standing.position,
         eta_seconds: standing.eta_seconds,
         queued: standing.queued,

@@ -343,8 +343,8 @@ pub(super) fn warnings(root: &Node<'_>, config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     if !root.get("mode").is_set() && root.get("queue").is_set() {
         warnings.push(
-            "mode: not given, so each client stays with one backend (sticky); for a queue of \
-             single prompts, as the Python balancer's, set mode: pool"
+            "mode: not given, so each client stays with one backend (sticky) and queue has no \
+             effect; for a queue of single prompts, as the Python balancer's, set mode: pool"
                 .to_owned(),
         );
     }

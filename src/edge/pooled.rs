@@ -14,7 +14,7 @@ use super::websocket::HANDSHAKE_TIMEOUT;
 use crate::comfy::routes::query_value;
 use crate::gateway::Gateway;
 use crate::pool::Pool;
-use crate::pool::clients::{ClientInfo, MAX_SID, response_head, serve as serve_client};
+use crate::pool::clients::{ClientInfo, MAX_SID, mint_sid, response_head, serve as serve_client};
 use crate::rejection::{Kind, Rejection};
 use crate::relay::StopReason;
 
@@ -40,8 +40,10 @@ pub(super) async fn serve(
     }
     gateway.metrics.front.answered("GET", 101, envelope.started.elapsed());
     let _placement = gateway.affinity.open_socket(envelope.key, gateway.clock.now());
+    let sid = sid.filter(|sid| !sid.is_empty()).unwrap_or_else(mint_sid);
+    let _present = pool.came(&sid, envelope.key, envelope.zone.as_deref());
     let client = ClientInfo {
-        sid,
+        sid: Some(sid),
         key: envelope.key,
         caller: envelope.caller.to_string().into(),
         has_origin: handshake.headers.iter().any(|(name, _)| name == "origin"),

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::Capabilities;
 
 /// What is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// ComfyUI's version.
@@ -74,6 +74,32 @@ pub fn differences(seen: &[Sighting]) -> Vec<Difference> {
         .collect()
 }
 
+/// Of what somebody asked for, what none of the backends has.
+pub fn lacked_by_all(
+    seen: &[Sighting],
+    asked: impl IntoIterator<Item = (Kind, Box<str>)>,
+) -> Vec<Difference> {
+    if seen.is_empty() {
+        return Vec::new();
+    }
+    let has = |sighting: &Sighting, kind: Kind, name: &str| match kind {
+        Kind::Version => sighting.version.as_deref() == Some(name),
+        Kind::Node => sighting.capabilities.nodes.contains(name),
+        Kind::Model => sighting.capabilities.models.contains(name),
+    };
+    let mut lacked: Vec<_> = asked.into_iter().collect();
+    lacked.retain(|(kind, name)| !seen.iter().any(|sighting| has(sighting, *kind, name)));
+    lacked.sort();
+    let lack: Vec<String> = seen.iter().map(|sighting| sighting.name.clone()).collect();
+    let difference = |(kind, item): (Kind, Box<str>)| Difference {
+        kind,
+        item: item.into(),
+        have: Vec::new(),
+        lack: lack.clone(),
+    };
+    lacked.into_iter().map(difference).collect()
+}
+
 /// Backends in groups of those that share version and capabilities: most of a farm is alike, and
 /// comparing groups costs a fraction of comparing backends.
 fn alike(seen: &[Sighting]) -> Vec<Vec<&Sighting>> {
@@ -128,6 +154,17 @@ mod tests {
                 r#"Model n.pt ["c"] ["a", "b"]"#,
             ]
         );
+    }
+
+    #[test]
+    fn what_nobody_has_is_lacked_by_all() {
+        let farm = [seen("a", "1", &["X"], &["m.pt"]), seen("b", "1", &["Y"], &[])];
+        let asked =
+            [(Kind::Model, "m.pt".into()), (Kind::Node, "Z".into()), (Kind::Node, "Y".into())];
+        let told = lacked_by_all(&farm, asked);
+        assert_eq!(told.len(), 1);
+        assert_eq!((told[0].item.as_str(), told[0].have.len(), told[0].lack.len()), ("Z", 0, 2));
+        assert_eq!(lacked_by_all(&[], [(Kind::Node, "Z".into())]), []);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Two readings with two prices. `/system_stats` is small: [`System`] (version and devices) is
 //! read when a backend comes up and every minute after. `/object_info` is megabytes that a backend
 //! makes on the loop that also serves its clients: [`Capabilities`] (names of nodes and models) are
-//! read when it comes up, and when the doctor asks. [`survey`] does the reading, [`difference`]
+//! read when it comes up, when it may have restarted, and when the doctor asks. [`survey`] does the reading, [`difference`]
 //! tells in what backends differ.
 //!
 //! Replies are bounded in size, and whatever has another shape than ComfyUI's is left out: a
@@ -18,9 +18,10 @@ pub mod system;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
+use tokio::sync::Notify;
 
 pub use capabilities::Capabilities;
-pub use difference::{Difference, Kind, Sighting, differences};
+pub use difference::{Difference, Kind, Sighting, differences, lacked_by_all};
 pub use survey::{Survey, Surveyor};
 pub use system::{Device, System};
 
@@ -29,6 +30,7 @@ pub use system::{Device, System};
 pub struct Inventory {
     system: ArcSwapOption<System>,
     capabilities: ArcSwapOption<Capabilities>,
+    outdated: Notify,
 }
 
 impl Inventory {
@@ -48,6 +50,12 @@ impl Inventory {
         self.capabilities.store(None);
     }
 
+    /// The server may have restarted with other nodes and models, too fast for the probe to see: it
+    /// is read again soon.
+    pub fn outdate(&self) {
+        self.outdated.notify_one();
+    }
+
     fn found_system(&self, system: System) {
         self.system.store(Some(Arc::new(system)));
     }
@@ -58,6 +66,6 @@ impl Inventory {
 }
 
 /// A text from a backend as it may be shown: without control characters, and short.
-fn clean(text: &str, limit: usize) -> String {
+pub(crate) fn clean(text: &str, limit: usize) -> String {
     text.chars().filter(|c| !c.is_control()).take(limit).collect()
 }

@@ -88,6 +88,7 @@ impl Surveyor {
             }
             tokio::select! {
                 () = self.look(id, &mut heavy) => {}
+                () = live.inventory.outdated.notified() => heavy.wanted = true,
                 _ = standing.wait_for(|now| !up(now) || now.removed) => heavy.wanted = true,
             }
         }
@@ -182,7 +183,11 @@ impl Surveyor {
         let known = view.backends.iter().filter_map(|other| other.live.inventory.capabilities());
         let same = known.into_iter().find(|known| **known == found);
         let found = same.unwrap_or_else(|| Arc::new(found));
+        let news = backend.live.inventory.capabilities() != Some(Arc::clone(&found));
         backend.live.inventory.found_capabilities(found);
+        if news {
+            self.fleet.touch();
+        }
     }
 
     fn headers_for(&self, backend: &Backend) -> HeaderMap {

@@ -10,7 +10,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::warn;
 
-use super::Pool;
 use super::core::{Action, Input, Kept, Outcome, Phase, Refusal};
 use super::frame::{Delivery, Meaning};
 use super::hook::Patient;
@@ -20,6 +19,7 @@ use super::own::prompt::Answer;
 use super::retell::Subject;
 use super::submission::jobs::Summary;
 use super::submission::{self, Number};
+use super::{Fetched, Pool};
 use crate::backend::{Backend, BackendId};
 use crate::clock::Moment;
 use crate::comfy::history::Entry;
@@ -123,7 +123,7 @@ impl Pool {
         let kept = self.journal.write(Change::Accepted(Accepted {
             job: Arc::clone(job),
             reply: reply.clone(),
-            fingerprint: submission::fingerprint(&job.body),
+            fingerprint: self.fingerprint_of(job),
             counter: u64::try_from(self.counter.at()).unwrap_or_default(),
         }));
         let (pool, job, id) = (Arc::clone(self), Arc::clone(job), job.id);
@@ -209,20 +209,18 @@ impl Pool {
     ) {
         let held = self.ends.lock().remove(&job.id).unwrap_or_default();
         self.forget(job);
-        let entry = self.entries.lock().remove(&job.id);
+        let fetched = self.entries.lock().remove(&job.id);
         let told = match &outcome {
             Outcome::Completed => Entry::Completed { run_seconds },
             Outcome::Failed { error } => Entry::Failed { error: error.clone() },
             Outcome::Cancelled => Entry::Interrupted,
         };
         self.tasks.ended(&job.prompt_id, told, attempts);
-        let entry = entry.or_else(|| self.entry_without_server(job, &outcome)).unwrap_or_default();
-        if !entry.is_empty() {
-            self.made.took(job.owner.key, &entry);
-        }
+        let Fetched { entry, summary } = fetched.unwrap_or_else(|| {
+            let entry = self.entry_without_server(job, &outcome).unwrap_or_default();
+            Fetched { summary: summary_of(job, &entry), entry }
+        });
         let untold = self.retell.lock().close(&Subject::from(&**job), &entry);
-        let summary = Summary::of(job).ended(&entry);
-        let summary = serde_json::to_vec(&summary).unwrap_or_default();
         let kept = self.journal.write(Change::Ended(Box::new(Ended {
             id: job.id,
             outcome,
@@ -230,7 +228,7 @@ impl Pool {
             attempts,
             run_seconds,
             finished_ms: now_ms(),
-            summary: summary.into(),
+            summary,
             entry,
         })));
         self.tell_end(job, kept, held, untold);
@@ -263,12 +261,19 @@ impl Pool {
         Some(submission::failed_entry(job, b"{}", &is_output, error, now_ms()))
     }
 
+    /// By what a job is known again; reckoned beforehand, since a body may be long.
+    pub(super) fn fingerprint_of(&self, job: &Job) -> [u8; 32] {
+        let known = self.fingerprints.lock().get(&job.id).copied();
+        known.unwrap_or_else(|| submission::fingerprint(&job.body))
+    }
+
     /// Forgets what was kept for a job while it was open.
     fn forget(&self, job: &Job) {
         self.posted.forget(job.id);
         self.ends.lock().remove(&job.id);
         self.pins.lock().remove(&job.id);
         self.rewritten.lock().remove(&job.id);
+        self.fingerprints.lock().remove(&job.id);
         self.held.fetch_sub(job.body.len() as u64, Relaxed);
     }
 
@@ -312,6 +317,11 @@ impl Pool {
         let shortest = seconds.filter(|seconds| *seconds > 0.0).min_by(f64::total_cmp);
         shortest.map_or(5, |seconds| seconds.clamp(1.0, 60.0).ceil() as u32)
     }
+}
+
+/// What lists of jobs say of one that has ended.
+pub(super) fn summary_of(job: &Job, entry: &[u8]) -> bytes::Bytes {
+    serde_json::to_vec(&Summary::of(job).ended(entry)).unwrap_or_default().into()
 }
 
 /// Whether ComfyUI would tell everybody its depth: when a prompt comes, begins or ends.

@@ -6,14 +6,15 @@ use std::time::Duration;
 use log::warn;
 use tokio::time::timeout;
 
-use super::Pool;
 use super::core::{Attempt, Input, Known, Post, TakenBack, Verdict};
+use super::dispatch::summary_of;
 use super::events::Flavour;
 use super::files::{Own, prefix};
 use super::frame::{Delivery, Meaning};
 use super::job::{Job, JobId};
 use super::posted::Posted;
 use super::submission::{self, Adoption};
+use super::{Fetched, Pool};
 use crate::backend::{Backend, BackendId};
 use crate::identity::ClientKey;
 use crate::logging::TARGET;
@@ -179,9 +180,11 @@ impl Pool {
             rewritten: self.rewritten.lock().contains(&job.id),
             mark: &|value| prefix::mark(value, backend.name()),
         };
-        if let Some(entry) = submission::adopt(entry, &adoption) {
-            self.entries.lock().insert(job.id, entry);
-        }
+        let Some(entry) = submission::adopt(entry, &adoption) else { return };
+        // Read here, not where the job ends: that must be quick, and entries may be long.
+        self.made.took(job.owner.key, &entry);
+        let summary = summary_of(job, &entry);
+        self.entries.lock().insert(job.id, Fetched { entry, summary });
     }
 
     fn backend(&self, id: BackendId) -> Option<Arc<Backend>> {

@@ -1,12 +1,14 @@
 //! Hears the backends' event sockets: what each message means to the core, and who gets it.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
 use super::Pool;
+use super::announced::Announced;
 use super::core::{Input, Phase};
-use super::events::{Attribution, Directory, Flavour, Known, Rewrite, Verdict};
+use super::events::{Attribution, Directory, Flavour, Kind, Known, Rewrite, Verdict, parse};
 use super::files::prefix;
 use super::frame::{Delivery, Frame, Meaning};
 use super::links::{self, Listener};
@@ -20,12 +22,20 @@ const MAX_LAST_WORDS: usize = 64;
 /// The ear of a pool.
 pub(super) struct Ear {
     pool: Weak<Pool>,
-    backends: Mutex<std::collections::HashMap<BackendId, Arc<Mutex<Attribution>>>>,
+    backends: Mutex<HashMap<BackendId, Arc<Mutex<Attribution>>>>,
+    /// Backends whose sockets have broken: they may come back as other servers.
+    broken: Mutex<HashSet<BackendId>>,
+    announced: Mutex<HashMap<BackendId, Announced>>,
 }
 
 impl Ear {
     pub(super) fn new(pool: Weak<Pool>) -> Self {
-        Self { pool, backends: Mutex::default() }
+        Self {
+            pool,
+            backends: Mutex::default(),
+            broken: Mutex::default(),
+            announced: Mutex::default(),
+        }
     }
 
     /// A backend runs a prompt under an id of its own making. What it told of it before is told now.
@@ -40,9 +50,29 @@ impl Ear {
         }
     }
 
+    /// A backend is no longer part of the fleet.
+    pub(super) fn forget(&self, backend: BackendId) {
+        self.backends.lock().remove(&backend);
+        self.broken.lock().remove(&backend);
+    }
+
     /// A backend said, not by an event, that a prompt runs there.
     pub(super) fn resume(&self, pool: &Pool, backend: BackendId, flavour: Flavour, id: &str) {
         self.of(pool, backend).lock().resume(flavour, id);
+    }
+
+    /// Whether a message of no prompt's was sent to everybody by a custom node.
+    fn is_announced(
+        &self,
+        backend: BackendId,
+        flavour: Flavour,
+        frame: &Frame,
+        now: Moment,
+    ) -> bool {
+        let heard = parse(frame);
+        heard.kind == Kind::Custom
+            && heard.prompt_id.is_none()
+            && self.announced.lock().entry(backend).or_default().heard(flavour, frame, now)
     }
 
     fn of(&self, pool: &Pool, backend: BackendId) -> Arc<Mutex<Attribution>> {
@@ -62,6 +92,9 @@ impl Listener for Ear {
         let now = Moment::now();
         let side = self.of(&pool, backend);
         let verdict = side.lock().heard(flavour, &frame, now, &pool.posted);
+        if verdict.stray && self.is_announced(backend, flavour, &frame, now) {
+            pool.announce(backend, &frame);
+        }
         pool.act_on(backend, verdict, now);
     }
 
@@ -77,12 +110,19 @@ impl Listener for Ear {
             pool.recovered(backend);
             pool.tell(Input::LaneReset(backend));
             pool.look_first(backend);
+            if self.broken.lock().remove(&backend)
+                && let Some(backend) = pool.fleet.view().get(backend)
+            {
+                backend.live.inventory.outdate();
+                pool.files.forget(backend.id);
+            }
         }
     }
 
     fn lost(&self, backend: BackendId, flavour: Flavour) {
         let Some(pool) = self.pool.upgrade() else { return };
         self.of(&pool, backend).lock().lost(flavour);
+        self.broken.lock().insert(backend);
         pool.read.lock().remove(&backend);
         pool.links_changed.notify_one();
         if let Some(backend) = pool.fleet.view().get(backend) {
@@ -107,6 +147,12 @@ impl Pool {
 }
 
 impl Pool {
+    /// Passes what a backend tells everybody to those whose home it is.
+    fn announce(&self, backend: BackendId, frame: &Frame) {
+        let Some(gateway) = self.gateway.upgrade() else { return };
+        self.hub.pass_to(|caller| gateway.is_home_of(caller, backend), frame);
+    }
+
     /// Passes a message to its owner. From the word on how a prompt ended on they wait until its
     /// history entry is here: clients ask for it as soon as they hear that, and until then the
     /// prompt may be lost with its backend, to run again.

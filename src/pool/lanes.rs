@@ -54,6 +54,7 @@ fn tell(pool: &Arc<Pool>, told: &mut HashMap<BackendId, Told>) {
     for id in gone {
         told.remove(&id);
         pool.tell(Input::LaneGone(id));
+        pool.ear.forget(id);
     }
 }
 

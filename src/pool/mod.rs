@@ -8,18 +8,21 @@
 //!
 //! The way of an event: [`links`] hold two sockets to each backend, [`hearing`] tells by [`events`]
 //! what a message means and whose it is; [`clients`] has the sockets of those who are to hear it.
-//! [`frame`] is what passes between. What nobody heard of a job's end is told by [`retell`].
+//! What a backend addresses to a client itself comes by [`companions`]. [`frame`] is what passes
+//! between. What nobody heard of a job's end is told by [`retell`].
 //!
 //! Everything else of ComfyUI: [`route`] tells who answers a request. [`own`] knows queue, history
 //! and jobs; [`merged`] asks all servers and makes one answer; [`userdata`] keeps what belongs to
 //! users; [`files`] knows where files are; [`way`] finds the one server for the rest.
 //!
 //! [`lanes`] and [`look`] tell the core what the fleet looks like, [`foresee`] tells users when
-//! their jobs will have ended.
+//! their jobs will have ended, [`wanted`] tells operators what jobs asked for in vain.
 
+mod announced;
 pub mod ask;
 mod cancel;
 pub mod clients;
+mod companions;
 pub mod core;
 mod dispatch;
 mod errands;
@@ -38,6 +41,7 @@ pub mod links;
 mod look;
 mod made;
 pub mod merged;
+mod needs;
 mod own;
 mod posted;
 pub mod retell;
@@ -46,11 +50,12 @@ mod start;
 pub mod submission;
 pub mod userdata;
 pub mod visit;
+pub mod wanted;
 pub mod way;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -58,11 +63,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
+pub use companions::Present;
 pub use start::{Opened, open};
 
 use crate::backend::{Backend, BackendId};
 use crate::config::{Config, Isolation};
 use crate::fleet::Fleet;
+use crate::gateway::Gateway;
 use crate::tasks::Tasks;
 use job::JobId;
 
@@ -76,8 +83,14 @@ pub struct Pool {
     verdicts: Mutex<HashMap<JobId, oneshot::Sender<own::prompt::Answer>>>,
     flights: own::prompt::InFlight,
     posted: posted::AllPosted,
-    /// History entries that were fetched for jobs that are about to end.
-    entries: Mutex<HashMap<JobId, Bytes>>,
+    /// What was fetched of jobs that are about to end.
+    entries: Mutex<HashMap<JobId, Fetched>>,
+    /// By which open jobs are known again when they are posted twice.
+    fingerprints: Mutex<HashMap<JobId, [u8; 32]>>,
+    /// What jobs need, shared by those that need the same.
+    needs: needs::Shared,
+    /// What jobs asked for that no backend has.
+    wanted: wanted::Wanted,
     /// Bytes of the prompts that are held.
     held: AtomicU64,
     /// Keeps the uploads that open jobs name.
@@ -99,6 +112,8 @@ pub struct Pool {
     ear: Arc<hearing::Ear>,
     links: Arc<links::Links>,
     hub: Arc<clients::Hub>,
+    companions: companions::Companions,
+    gateway: Weak<Gateway>,
     /// What clients that announce their features are answered with.
     features: Arc<Mutex<serde_json::Value>>,
     files: Arc<files::Files>,
@@ -117,6 +132,12 @@ pub struct Pool {
     links_changed: Notify,
     /// The line, or what runs, has changed.
     line_moved: Notify,
+}
+
+/// A history entry, and what was read out of it before anybody had to wait for that.
+struct Fetched {
+    entry: Bytes,
+    summary: Bytes,
 }
 
 /// The services that answer in this process.

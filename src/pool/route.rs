@@ -51,6 +51,11 @@ impl Route {
             {
                 Self::Merged
             }
+            ("internal", "logs/subscribe")
+                if *method == Method::PATCH && whole.starts_with("/internal") =>
+            {
+                Self::Own
+            }
             _ => Self::Server,
         }
     }
@@ -127,6 +132,9 @@ mod tests {
         assert_eq!(routes(&Method::GET, &["/jobs", "/api/jobsx"]), [Route::Server; 2]);
         assert_eq!(Route::of(&Method::GET, "/internal/files/output"), Route::Merged);
         assert_eq!(Route::of(&Method::GET, "/api/internal/files/output"), Route::Server);
+        assert_eq!(Route::of(&Method::PATCH, "/internal/logs/subscribe"), Route::Own);
+        assert_eq!(Route::of(&Method::PATCH, "/api/internal/logs/subscribe"), Route::Server);
+        assert_eq!(Route::of(&Method::GET, "/internal/logs/raw"), Route::Server);
     }
 
     #[test]

@@ -144,6 +144,9 @@ impl Opened {
                 flights: own::prompt::InFlight::default(),
                 posted: super::posted::AllPosted::default(),
                 entries: Mutex::default(),
+                fingerprints: Mutex::default(),
+                needs: super::needs::Shared::default(),
+                wanted: super::wanted::Wanted::default(),
                 held: AtomicU64::new(0),
                 pins: Mutex::default(),
                 rewritten: Mutex::default(),
@@ -158,6 +161,8 @@ impl Opened {
                 links: Links::start(Arc::clone(&fleet), sids, sockets, Arc::clone(&ear) as _),
                 ear,
                 hub,
+                companions: super::companions::Companions::default(),
+                gateway: Arc::downgrade(gateway),
                 features,
                 routers: OnceLock::new(),
                 files,
@@ -271,6 +276,7 @@ impl Pool {
         tokio::spawn(Arc::clone(self.merged.catalog()).keep_warm());
         tokio::spawn(Arc::clone(userdata).keep_importing(Arc::clone(&self.fleet), fetcher));
         tokio::spawn(Arc::clone(self).keep_features());
+        tokio::spawn(Arc::clone(self).keep_companions());
     }
 
     /// Goes by another configuration.

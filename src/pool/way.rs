@@ -6,7 +6,8 @@
 //!    that has such a file, or where one of the caller's own jobs made it; else 404, never another
 //!    job's file.
 //! 3. A custom node's route: to where the caller's only running job is.
-//! 4. Everything else to the caller's home, as in sticky mode.
+//! 4. Everything else to the caller's home, as in sticky mode. A custom node may answer there by a
+//!    message to the caller's client, for which that gets a [companion](super::companions).
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use super::route::Route;
 use crate::backend::{Backend, BackendId};
 use crate::comfy::routes::{bare, query_value};
 use crate::edge::envelope::Envelope;
+use crate::identity::ClientKey;
 use crate::rejection::{Kind, Rejection};
 
 /// Where a request goes.
@@ -102,7 +104,7 @@ impl Pool {
     }
 
     fn elsewhere(&self, method: &Method, target: &str, envelope: &Envelope) -> Way {
-        if is_of_the_page(method, target) {
+        if !is_a_custom_nodes(method, target) {
             return Way::Home;
         }
         let running = self.only_running(envelope);
@@ -111,6 +113,16 @@ impl Pool {
             Some(backend) => Way::To(Arc::clone(backend), None),
             None => Way::Home,
         }
+    }
+
+    /// Where the job of a caller's runs that began first.
+    pub fn running_at(&self, caller: ClientKey) -> Option<BackendId> {
+        let own = self.core.lock().of(caller);
+        let running = own.iter().filter_map(|view| match view.phase {
+            Phase::Running(backend) => Some((view.started, backend)),
+            _ => None,
+        });
+        running.min_by_key(|(started, _)| *started).map(|(_, backend)| backend)
     }
 
     /// The backend of the caller's running job, if it has just one.
@@ -125,12 +137,28 @@ impl Pool {
     }
 }
 
-/// Whether this is a file of the page, which every server has alike.
-fn is_of_the_page(method: &Method, target: &str) -> bool {
+/// What ComfyUI itself answers of what goes to a server, by the first part of its path.
+const COMFYUI: [&str; 10] = [
+    "docs",
+    "experiment",
+    "extensions",
+    "global_subgraphs",
+    "i18n",
+    "internal",
+    "templates",
+    "view_metadata",
+    "workflow_templates",
+    "ws",
+];
+
+/// Whether a custom node answers this, rather than ComfyUI or the page's folder.
+pub fn is_a_custom_nodes(method: &Method, target: &str) -> bool {
     let path = bare(target);
+    let first = path.split('/').nth(1).unwrap_or_default();
     let last = path.rsplit('/').next().unwrap_or_default();
     let reads = matches!(*method, Method::GET | Method::HEAD);
-    reads && (path == "/" || (last.contains('.') && query_value(target, "filename").is_none()))
+    let is_file = last.contains('.') && query_value(target, "filename").is_none();
+    !first.is_empty() && !COMFYUI.contains(&first) && !(reads && is_file)
 }
 
 fn not_here() -> Rejection {
@@ -139,4 +167,21 @@ fn not_here() -> Rejection {
         "there is no such file, or several servers have one of that name",
     )
     .cure("ask for it with the subfolder that history names")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn custom_nodes_routes_are_told_from_comfyuis_and_the_pages() {
+        let custom = |targets: &[&str]| -> Vec<bool> {
+            targets.iter().map(|target| is_a_custom_nodes(&Method::GET, target)).collect()
+        };
+        let theirs = ["/manager/queue/start", "/api/vhs/viewvideo?filename=a.mp4", "/pysssss/text"];
+        assert_eq!(custom(&theirs), [true; 3]);
+        let not = ["/", "/api/", "/assets/x.js", "/extensions", "/api/i18n", "/internal/logs/raw"];
+        assert_eq!(custom(&not), [false; 6]);
+        assert!(is_a_custom_nodes(&Method::POST, "/impact/set/a.b"));
+    }
 }

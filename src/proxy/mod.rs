@@ -25,6 +25,7 @@ use crate::edge::envelope::{DROPPED, Envelope};
 use crate::gateway::{Destination, Gateway};
 use crate::identity::tab::prefix_location;
 use crate::logging::{TARGET, is_verbose};
+use crate::pool::route::Route;
 use crate::pool::visit::Visit;
 use crate::pool::way::Way;
 use crate::rejection::{Kind, Rejection};
@@ -87,6 +88,14 @@ impl ProxyHttp for Proxy {
             }
             Way::Home => self.gateway.destination(envelope, &[]),
         };
+        if let (Some(pool), Some(Route::Server)) = (self.gateway.pool(), envelope.route)
+            && let Ok(destination) = &destination
+            && !journey.is_bound
+        {
+            let request = session.req_header();
+            let target = String::from_utf8_lossy(request.raw_path());
+            pool.goes_home(&request.method, &target, envelope.key, destination.backend.id);
+        }
         match destination {
             Ok(destination) => {
                 log_request(session, envelope, &destination);

@@ -7,6 +7,7 @@ mod agreement;
 mod answers;
 mod asking;
 mod breach;
+mod companions;
 mod conforming;
 mod ear;
 mod eligible;
@@ -48,13 +49,6 @@ async fn pool(farm: &[Sim]) -> Embedded {
 
 /// Waits until every backend is open for jobs.
 async fn ready(gateway: Embedded, backends: usize) -> Embedded {
-    let path = format!("{}/lb/backends", gateway.admin);
-    crate::support::eventually("every backend takes jobs", crate::support::PATIENCE, async || {
-        let list: serde_json::Value =
-            gateway.http.get(&path).send().await.unwrap().json().await.unwrap();
-        let up = |one: &&serde_json::Value| one["state"] == "up" && one["takes_jobs"] == true;
-        list["backends"].as_array().unwrap().iter().filter(up).count() == backends
-    })
-    .await;
+    gateway.takes_jobs_on(backends).await;
     gateway
 }

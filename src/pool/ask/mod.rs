@@ -30,10 +30,11 @@ use crate::upstream::CONNECT_TIMEOUT;
 
 /// Bytes of a verdict at most: errors of a large graph name the lists of choices.
 pub const MAX_REPLY: usize = 16 << 20;
-/// Bytes of a queue at most.
-pub const MAX_QUEUE: usize = 64 << 20;
-/// Bytes of a history entry at most.
-pub const MAX_ENTRY: usize = 64 << 20;
+/// Bytes of a queue at most. It holds whole prompts, ours and strangers', and is read as a stream:
+/// nothing but ids is kept.
+pub const MAX_QUEUE: usize = 2 << 30;
+/// Bytes of a history entry at most: a prompt, of 100 MiB as ComfyUI takes it, and its outputs.
+pub const MAX_ENTRY: usize = 256 << 20;
 /// Kept connections are dropped before aiohttp's keep-alive of 75 s ends them.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -24,6 +24,7 @@ use super::status::{Board, Reader};
 use super::words;
 use crate::clock::Moment;
 use crate::config::ClientEvents;
+use crate::identity::ClientKey;
 use crate::pool::frame::{Delivery, Frame};
 use crate::pool::job::{JobId, Owner};
 
@@ -123,6 +124,20 @@ impl Hub {
         }
     }
 
+    /// Passes any other message to the sockets of those callers of whom this holds.
+    pub fn pass_to(&self, holds: impl Fn(ClientKey) -> bool, frame: &Frame) {
+        let now = self.now();
+        for slot in self.slots_of(holds) {
+            let _ = self.change(&slot, |session| session.pass(frame.clone(), now));
+        }
+    }
+
+    /// The `clientId`s of a caller that have a socket, so many at most.
+    pub fn sids_of(&self, caller: ClientKey, limit: usize) -> Vec<Arc<str>> {
+        let registry = self.registry.lock();
+        registry.callers.get(&caller).into_iter().flatten().take(limit).cloned().collect()
+    }
+
     /// Whether previews for this `clientId` carry metadata (`supports_preview_metadata`).
     pub fn flags(&self, client_id: &str) -> bool {
         let now = self.now();
@@ -181,6 +196,13 @@ impl Hub {
         for slot in slots {
             let _ = self.change(&slot, |session| session.overhear(delivery.clone(), now));
         }
+    }
+
+    fn slots_of(&self, holds: impl Fn(ClientKey) -> bool) -> Vec<Arc<Slot>> {
+        let registry = self.registry.lock();
+        let callers = registry.callers.iter().filter(|(key, _)| holds(**key));
+        let sids = callers.flat_map(|(_, sids)| sids);
+        sids.filter_map(|sid| registry.slots.get(sid).cloned()).collect()
     }
 
     fn slot(&self, sid: &str) -> Option<Arc<Slot>> {

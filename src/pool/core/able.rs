@@ -1,7 +1,8 @@
 //! Who can run what: the set of lanes for a job, and its ticket for the line.
 //!
-//! What `/object_info` says is a hint. When it leaves no lane, every lane that the configuration
-//! allows may be tried, and the server's word is final.
+//! What `/object_info` says is a hint. When it leaves no lane, those that lack least are tried, and
+//! the server's word is final: a missing model may spoil one output of several, a missing node
+//! spoils the prompt. What one lane has taken, those that have no less of it may run as well.
 
 use std::sync::Arc;
 
@@ -40,6 +41,24 @@ pub(super) fn has(lane: &Lane, needs: &Needs) -> bool {
         })
 }
 
+/// How many node types, and how many models, a lane lacks; unknown ones lack nothing.
+fn lacks(lane: &Lane, needs: &Needs) -> (usize, usize) {
+    lane.capabilities.as_ref().map_or((0, 0), |has| {
+        let (nodes, models) =
+            (needs.nodes.difference(&has.nodes), needs.models.difference(&has.models));
+        (nodes.count(), models.count())
+    })
+}
+
+/// Whether a lane has, of what is needed, all that another one has.
+fn matches(lane: &Lane, other: &Lane, needs: &Needs) -> bool {
+    let (Some(here), Some(there)) = (&lane.capabilities, &other.capabilities) else { return true };
+    let nodes = needs.nodes.iter().all(|n| here.nodes.contains(n) || !there.nodes.contains(n));
+    let models =
+        || needs.models.iter().all(|m| here.models.contains(m) || !there.models.contains(m));
+    permits(lane, needs) && nodes && models()
+}
+
 impl Lanes {
     /// The lanes that, as far as is known, have what it needs; remembered, since looking through
     /// large installations costs.
@@ -64,13 +83,31 @@ impl Lanes {
         self.set(|state| permits(&state.lane, needs))
     }
 
+    /// The permitted lanes that lack least of what is needed, closed ones only if there is no other.
+    pub(super) fn nearest(&self, needs: &Needs) -> LaneSet {
+        let permitted = self.permitted(needs);
+        let open = permitted.and(&self.open());
+        let among = if open.is_empty() { permitted } else { open };
+        let lacks = |slot| self.at(slot).map(|state| lacks(&state.lane, needs));
+        let least = among.iter().filter_map(lacks).min();
+        among.iter().filter(|slot| lacks(*slot) == least).collect()
+    }
+
+    /// The lanes that have, of what is needed, all that a lane has which took it.
+    fn like(&self, proven: usize, needs: &Needs) -> LaneSet {
+        let Some(proven) = self.at(proven) else { return LaneSet::default() };
+        self.set(|state| matches(&state.lane, &proven.lane, needs))
+    }
+
     /// The lanes able to run a job, before its own troubles are looked at.
     pub(super) fn able(&self, entry: &Entry) -> LaneSet {
         let needs = &entry.job.needs;
         let mut able = self.hinted(needs);
         let proven = entry.trouble.as_ref().and_then(|trouble| trouble.proven);
-        able.extend(proven.and_then(|lane| self.slot(lane)));
-        if able.is_empty() { self.permitted(needs) } else { able }
+        if let Some(proven) = proven.and_then(|lane| self.slot(lane)) {
+            able.extend(self.like(proven, needs).iter());
+        }
+        if able.is_empty() { self.nearest(needs) } else { able }
     }
 
     /// The lanes that a job may wait for.

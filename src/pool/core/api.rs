@@ -353,6 +353,8 @@ pub struct JobView {
     pub job: Arc<Job>,
     /// Where it is.
     pub phase: Phase,
+    /// It waits for its turn: in the line, at a server that only judges it, or behind another one.
+    pub waits: bool,
     /// How many attempts were made.
     pub attempts: Attempt,
     /// When it began to run, if it runs.

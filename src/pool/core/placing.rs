@@ -55,7 +55,7 @@ impl Core {
         let able = self.lanes.able(entry);
         let told = |lane: &LaneState| lane.is_open() || lane.lane.capabilities.is_some();
         let known = able.iter().filter_map(|slot| self.lanes.at(slot)).any(told);
-        let able = if known { able } else { self.lanes.permitted(&entry.job.needs) };
+        let able = if known { able } else { self.lanes.nearest(&entry.job.needs) };
         let set = self.lanes.usable(&able.without(&tried), &open);
         let free = set.and(&self.free());
         if let Some(slot) = self.choose(&entry.job, &free) {
@@ -179,7 +179,7 @@ impl Core {
         if let [] | [_] = slots[..] {
             return slots.first().copied();
         }
-        let warm = self.warm(job, &slots);
+        let warm = self.warm(job, &self.in_zone(job, &slots));
         let offered = |slot: usize| if warm.is_empty() { set } else { &warm }.contains(slot);
         let slotted = self.lanes.slots().iter().enumerate();
         let candidates: Vec<Candidate> =
@@ -188,6 +188,17 @@ impl Core {
         let client = Client { key: &key, turn: self.turn };
         let choice = choose(&candidates, self.lanes.ring()?, self.options.rule, client, &[]);
         choice.map(|choice| choice.position).or_else(|| slots.first().copied())
+    }
+
+    /// The lanes of the job's zone, if it has one and any is there.
+    fn in_zone(&self, job: &Job, slots: &[usize]) -> Vec<usize> {
+        let here = |slot: &usize| self.at_home(job, *slot);
+        let near: Vec<usize> = slots.iter().copied().filter(here).collect();
+        if job.zone.is_none() || near.is_empty() { slots.to_vec() } else { near }
+    }
+
+    fn at_home(&self, job: &Job, slot: usize) -> bool {
+        self.lanes.at(slot).is_some_and(|lane| lane.lane.zone == job.zone)
     }
 
     /// The lanes that ran the job's kind last and are not much slower at it than the others.

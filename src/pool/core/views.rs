@@ -1,5 +1,6 @@
 //! What readers see.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::entry::{Entry, Life};
@@ -68,6 +69,10 @@ impl Core {
             _ => 2,
         };
         placed.sort_by_key(|view| (rank(view), view.started, view.job.id));
+        let busy: HashSet<BackendId> = placed.iter().filter_map(running_on).collect();
+        for view in &mut placed {
+            view.waits |= matches!(view.phase, Phase::Sent(at) if busy.contains(&at));
+        }
         // Those that a server only judges wait like the others.
         let (judged, mut all): (Vec<_>, Vec<_>) =
             placed.into_iter().partition(|view| self.vetting.contains(&view.job.id));
@@ -121,10 +126,18 @@ impl Core {
     }
 }
 
+fn running_on(view: &JobView) -> Option<BackendId> {
+    match view.phase {
+        Phase::Running(backend) => Some(backend),
+        _ => None,
+    }
+}
+
 fn view(entry: &Entry) -> Option<JobView> {
     entry.accepted.then(|| JobView {
         job: Arc::clone(&entry.job),
         phase: entry.phase(),
+        waits: entry.place.as_ref().is_none_or(|place| place.vetting && place.life == Life::Sent),
         attempts: entry.attempt,
         started: entry.place.as_ref().filter(|p| p.life != Life::Sent).and_then(|p| p.started),
         reply: entry.reply.clone(),

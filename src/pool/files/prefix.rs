@@ -76,7 +76,10 @@ fn mark_object(object: &mut Map<String, Value>, backend: &str) {
 /// the target with the prefix taken off; every other byte of it stays as it was.
 pub fn in_query(target: &str) -> Option<(String, String)> {
     let (_, query) = target.split_once('?')?;
-    if value(query, "type").as_deref() == Some("input") {
+    // ` [output]` behind a file's name beats the type.
+    let name = value(query, "filename").unwrap_or_default();
+    let folder = split_annotation(&name).1.map(Cow::Borrowed).or_else(|| value(query, "type"));
+    if folder.as_deref() == Some("input") {
         return None;
     }
     ["subfolder", "filename"].into_iter().find_map(|name| unmarked(target, query, name))
@@ -86,8 +89,7 @@ fn unmarked(target: &str, query: &str, name: &str) -> Option<(String, String)> {
     let raw = raw_value(query, name)?;
     let text = decoded(raw);
     let (backend, rest) = split(&text)?;
-    let bare_file = name == "filename" && rest.is_empty();
-    if bare_file || split_annotation(rest).1 == Some("input") {
+    if name == "filename" && rest.is_empty() {
         return None;
     }
     let cut = raw_length(raw, text.len() - rest.len())?;
@@ -186,6 +188,11 @@ mod tests {
             ),
             ("/view?filename=@b/x.png&subfolder=", "b", "/view?filename=x.png&subfolder="),
             ("/view?filename=%40b%2fx/y.png+[temp]", "b", "/view?filename=x/y.png+[temp]"),
+            (
+                "/view?filename=y.png+[output]&type=input&subfolder=@b",
+                "b",
+                "/view?filename=y.png+[output]&type=input&subfolder=",
+            ),
         ] {
             assert_eq!(
                 in_query(target),
@@ -204,6 +211,7 @@ mod tests {
             "/view?filename=a.png&subfolder=x&type=output",
             "/view?filename=a.png&subfolder=@b&type=input",
             "/view?filename=@b/a.png+[input]",
+            "/view?filename=a.png+[input]&type=output&subfolder=@b",
             "/view?filename=a&subfolder=%2540b",
             "/view?filename=a&subfolder=x&subfolder=@b",
         ] {

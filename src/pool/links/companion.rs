@@ -25,6 +25,10 @@ pub(super) const MAX_SID: usize = 1024;
 /// Gets what is for the client. It must not block.
 pub type OnFrame = Box<dyn Fn(Frame) + Send + Sync>;
 
+/// Hears that the backend has shown that it knows the socket: once for each that was opened. It
+/// must not block.
+pub type OnOpen = Box<dyn Fn() + Send + Sync>;
+
 /// A companion socket; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Companion {
@@ -41,7 +45,7 @@ impl Companion {
 pub(super) async fn keep(
     link: Arc<Link>,
     sid: String,
-    on_frame: OnFrame,
+    (on_frame, on_open): (OnFrame, OnOpen),
     stop: CancellationToken,
     shared: Arc<Shared>,
 ) {
@@ -50,7 +54,8 @@ pub(super) async fn keep(
         () = stop.cancelled() => return,
     };
     let comparing = link.echo.compare();
-    let mut ear = CompanionEar { link: &link, filter: Filter::default(), on_frame: &on_frame };
+    let filter = Filter::default();
+    let mut ear = CompanionEar { link: &link, filter, on_frame: &on_frame, on_open: &on_open };
     let (mut backoff, mut doubtful) = (Backoff::default(), false);
     loop {
         let connecting = async {
@@ -89,6 +94,7 @@ struct CompanionEar<'a> {
     link: &'a Link,
     filter: Filter,
     on_frame: &'a OnFrame,
+    on_open: &'a OnOpen,
 }
 
 impl CompanionEar<'_> {
@@ -99,6 +105,10 @@ impl CompanionEar<'_> {
 }
 
 impl Ear for CompanionEar<'_> {
+    fn opened(&mut self) {
+        (self.on_open)();
+    }
+
     fn heard(&mut self, frame: Frame, now: Moment) {
         match way(&parse(&frame)) {
             Way::Pass => (self.on_frame)(frame),

@@ -38,7 +38,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use companion::{Companion, OnFrame};
+pub use companion::{Companion, OnFrame, OnOpen};
 pub use connect::Options;
 pub use sids::Sids;
 
@@ -129,7 +129,13 @@ impl Links {
 
     /// Opens a socket for a client under its own sid to its home. `None` when the backend is not
     /// there or the sid cannot be a client's.
-    pub fn companion(&self, backend: BackendId, sid: &str, on_frame: OnFrame) -> Option<Companion> {
+    pub fn companion(
+        &self,
+        backend: BackendId,
+        sid: &str,
+        on_frame: OnFrame,
+        on_open: OnOpen,
+    ) -> Option<Companion> {
         let shared = &self.shared;
         let is_a_clients = !sid.is_empty() && sid.len() <= companion::MAX_SID;
         if !is_a_clients || shared.sids.flavour(sid).is_some() || shared.stop.is_cancelled() {
@@ -138,7 +144,8 @@ impl Links {
         let link = shared.link(backend)?;
         let stop = shared.stop.child_token();
         let companion = Companion::new(stop.clone());
-        let keeping = companion::keep(link, sid.to_owned(), on_frame, stop, Arc::clone(shared));
+        let keeping =
+            companion::keep(link, sid.to_owned(), (on_frame, on_open), stop, Arc::clone(shared));
         shared.tasks.spawn(keeping);
         Some(companion)
     }

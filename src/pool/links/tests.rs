@@ -342,7 +342,7 @@ async fn a_companion_carries_what_is_its_clients_alone() {
     let on_frame: OnFrame = Box::new(move |frame: Frame| {
         let _ = sender.send(serde_json::from_slice::<Value>(&frame.bytes).unwrap());
     });
-    let companion = rig.links.companion(rig.id, "the client", on_frame).unwrap();
+    let companion = rig.links.companion(rig.id, "the client", on_frame, Box::new(|| {})).unwrap();
     registered(&sim, 3).await;
     sim.faults().phantom_queue(0, 7);
     sim.faults().phantom_queue(0, 8);
@@ -376,7 +376,7 @@ async fn a_companion_follows_another_of_the_same_sid() {
         let on_frame: OnFrame = Box::new(move |frame| {
             let _ = sender.send(frame);
         });
-        companion = rig.links.companion(rig.id, "the client", on_frame);
+        companion = rig.links.companion(rig.id, "the client", on_frame, Box::new(|| {}));
         registered(&sim, 3).await;
     }
     // The last one is registered for good once those before it have ended.
@@ -390,9 +390,9 @@ async fn no_companion_takes_a_sid_of_ours() {
     let sim = sim(SimConfig::default()).await;
     let rig = Rig::open(&sim).await;
     for sid in ["", "comfygate-test", "comfygate-test-flags"] {
-        assert!(rig.links.companion(rig.id, sid, Box::new(|_| {})).is_none());
+        assert!(rig.links.companion(rig.id, sid, Box::new(|_| {}), Box::new(|| {})).is_none());
     }
-    assert!(rig.links.companion(BackendId(99), "x", Box::new(|_| {})).is_none());
+    assert!(rig.links.companion(BackendId(99), "x", Box::new(|_| {}), Box::new(|| {})).is_none());
 }
 
 /// Waits until so many sockets are registered.

@@ -1,5 +1,6 @@
 //! `/history`: what has ended, as the gateway keeps it.
 
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -66,7 +67,8 @@ pub(super) async fn change(
     }
     if let Some(ids) = asked.get("delete") {
         let Some(ids) = ids.as_array() else { return server_error() };
-        let named = ended.iter().filter(|job| ids.iter().any(|id| id == &*job.prompt_id));
+        let ids: HashSet<&str> = ids.iter().filter_map(Value::as_str).collect();
+        let named = ended.iter().filter(|job| ids.contains(&*job.prompt_id));
         gone.extend(named.map(|job| job.id));
     }
     let (_, kept) = pool.journal.delete(&gone);

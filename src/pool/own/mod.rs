@@ -4,6 +4,7 @@
 
 mod history;
 mod jobs;
+mod logs;
 pub(super) mod prompt;
 mod queue;
 mod stop;
@@ -15,7 +16,7 @@ use axum::body::Body;
 use axum::extract::DefaultBodyLimit;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, patch, post};
 use bytes::Bytes;
 
 use super::Pool;
@@ -39,6 +40,7 @@ pub(super) fn router(pool: &Arc<Pool>) -> Router {
             .route("/jobs/{id}/cancel", post(stop::cancel_one))
     };
     bare()
+        .route("/internal/logs/subscribe", patch(logs::subscribe))
         .nest("/api", bare().merge(jobs()))
         .nest("/api/api", jobs())
         .layer(DefaultBodyLimit::disable())

@@ -118,6 +118,16 @@ async fn read(body: &Bytes) -> Parsed {
     read.unwrap_or(Parsed::Hopeless)
 }
 
+/// By what a body is known again, reckoned on a thread of its own when it is large.
+async fn fingerprint(body: &Bytes) -> [u8; 32] {
+    if body.len() < submission::LARGE {
+        return submission::fingerprint(body);
+    }
+    let hashed = body.clone();
+    let hashed = tokio::task::spawn_blocking(move || submission::fingerprint(&hashed)).await;
+    hashed.unwrap_or_else(|_| submission::fingerprint(body))
+}
+
 impl Pool {
     async fn submit(
         self: &Arc<Self>,
@@ -128,14 +138,18 @@ impl Pool {
         self.may_hold(body.len())?;
         let prompt_id = submission.prompt_id.clone();
         let prompt_id = prompt_id.unwrap_or_else(|| Uuid::new_v4().to_string().into());
-        let fingerprint = submission::fingerprint(&body);
+        let fingerprint = fingerprint(&body).await;
         let sender = match self.board(&prompt_id, fingerprint)? {
             Boarding::New(sender) => sender,
             Boarding::Again(before) => return Ok(before.answer().await),
         };
         let _landing = Landing { flights: &self.flights, id: Arc::clone(&prompt_id) };
         let job = self.job_of(visit, body, submission, prompt_id);
-        let answer = self.judged(job).await;
+        self.fingerprints.lock().insert(job.id, fingerprint);
+        let answer = self.judged(Arc::clone(&job)).await;
+        if let Answer::Server { status: 400, .. } = &answer {
+            self.note_lacks(&job);
+        }
         sender.send_replace(Some(answer.clone()));
         Ok(answer)
     }
@@ -174,8 +188,9 @@ impl Pool {
                 client_id: submission.client_id.clone(),
             },
             number: submission.number(&self.counter).value(),
-            priority: 0,
-            needs: Arc::new(needs),
+            // Everybody may step back; who may push ahead is for logins to say.
+            priority: submission.wishes.priority.min(0),
+            needs: self.needs.of(needs),
             kind: submission.kind.clone(),
             zone: visit.zone,
             once,
@@ -233,10 +248,12 @@ impl Pool {
     }
 
     fn open_before(&self, id: &str) -> Option<([u8; 32], Before)> {
-        let core = self.core.lock();
-        let view = core.find(id).and_then(|id| core.get(id))?;
+        let view = {
+            let core = self.core.lock();
+            core.find(id).and_then(|id| core.get(id))?
+        };
         let reply = submission::reply(&view.reply, id, Number::of(&view.job));
-        Some((submission::fingerprint(&view.job.body), Before::Judged(Answer::Accepted(reply))))
+        Some((self.fingerprint_of(&view.job), Before::Judged(Answer::Accepted(reply))))
     }
 }
 

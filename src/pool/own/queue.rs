@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::super::Pool;
-use super::super::core::{JobView, Phase};
+use super::super::core::JobView;
 use super::super::visit::Visit;
 use super::{json as reply, list_of};
 
@@ -18,7 +18,11 @@ pub(super) async fn count(
     State(pool): State<Arc<Pool>>,
     Extension(visit): Extension<Visit>,
 ) -> Response {
-    let remaining = pool.shown_to(&visit).count();
+    let remaining = if pool.is_isolated() {
+        pool.shown_to(&visit).count()
+    } else {
+        pool.core.lock().open_jobs()
+    };
     reply(json!({"exec_info": {"queue_remaining": remaining}}).to_string())
 }
 
@@ -39,7 +43,7 @@ pub(super) async fn list(
 
 /// Whether a job shows as running.
 pub(super) fn runs(view: &JobView) -> bool {
-    matches!(view.phase, Phase::Running(_) | Phase::Ending(_))
+    !view.waits
 }
 
 impl Pool {

@@ -3,6 +3,7 @@
 //! `POST /queue` touches what waits, an interrupt by id what waits or runs, one without an id only
 //! the caller's own running prompts: ComfyUI would stop whoever runs.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -40,7 +41,8 @@ pub(super) async fn queue(
     }
     if let Some(ids) = asked.get("delete") {
         let Some(ids) = ids.as_array() else { return server_error() };
-        for view in waiting.iter().filter(|view| ids.iter().any(|id| id == &*view.job.prompt_id)) {
+        let ids: HashSet<&str> = ids.iter().filter_map(Value::as_str).collect();
+        for view in waiting.iter().filter(|view| ids.contains(&*view.job.prompt_id)) {
             pool.tell(Input::Cancel(view.job.id));
         }
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use comfygate::sim::{Sim, SimConfig};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Embedded, Setup, numbered};
 
@@ -11,12 +11,25 @@ pub(crate) struct Farm {
     pub(crate) sims: Vec<Sim>,
     /// The gateway's address, `http://127.0.0.1:PORT`.
     pub(crate) url: String,
-    _gateway: Embedded,
+    gateway: Embedded,
 }
 
 impl Farm {
     /// Starts `count` servers with the page of `web_root`, or their own small one, and a gateway.
     pub(crate) async fn start(count: u64, affinity: &str, web_root: Option<&Path>) -> Self {
+        // Without push, else the servers count the gateway's own sockets.
+        let keys = json!({"session": {"affinity": affinity}, "health_check": {"push": false}});
+        Self::with(count, web_root, keys).await
+    }
+
+    /// The same in pool mode, ready to dispatch to all of them.
+    pub(crate) async fn pool(count: u64, web_root: &Path) -> Self {
+        let farm = Self::with(count, Some(web_root), json!({"mode": "pool"})).await;
+        farm.gateway.takes_jobs_on(farm.sims.len()).await;
+        farm
+    }
+
+    async fn with(count: u64, web_root: Option<&Path>, keys: Value) -> Self {
         let mut sims = Vec::new();
         for seed in 0..count {
             let web_root = web_root.map(Path::to_owned);
@@ -25,13 +38,11 @@ impl Farm {
         }
         let gateway = Setup::plain(json!({
             "backends": numbered("comfy", &sims.iter().collect::<Vec<_>>()),
-            "session": {"affinity": affinity},
-            // Else the servers count the gateway's own sockets.
-            "health_check": {"push": false},
         }))
+        .with(keys)
         .embed()
         .await;
-        Self { sims, url: gateway.data.clone(), _gateway: gateway }
+        Self { sims, url: gateway.data.clone(), gateway }
     }
 
     /// The server behind a backend's name: `comfy-1` is the first.

@@ -6,6 +6,7 @@
 
 mod farm;
 mod page;
+mod pool;
 
 use std::path::{Path, PathBuf};
 

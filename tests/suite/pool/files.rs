@@ -93,3 +93,59 @@ async fn a_file_without_its_prefix_is_never_anothers() {
         json!({"filename": first["filename"], "subfolder": "@nobody", "type": "output"});
     assert_eq!(painter.view(&elsewhere).await.0, 404);
 }
+
+/// What the page asks for: thumbnails, ranges, files that it lists, under `/api` as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn pictures_are_shown_in_every_form_that_the_page_asks_for() {
+    let farm = quick_farm(2).await;
+    let gateway = pool(&farm).await;
+    let painter = Painter::connect(&gateway.data, "viewer").await;
+    let made = painter.paint(paced(31, 0.1)).await;
+    let image = painter.entry(&made).await["outputs"]["2"]["images"][0].clone();
+    let (name, subfolder) =
+        (image["filename"].as_str().unwrap(), image["subfolder"].as_str().unwrap());
+    let view = async |path: String, range: Option<&str>| {
+        let mut asked = painter.http.get(format!("{}{path}", gateway.data));
+        if let Some(range) = range {
+            asked = asked.header("range", range);
+        }
+        let reply = asked.send().await.unwrap();
+        let kind = reply.headers()["content-type"].to_str().unwrap().to_owned();
+        (reply.status().as_u16(), kind, reply.bytes().await.unwrap())
+    };
+    let encoded = subfolder.replace('@', "%40");
+    for api in ["", "/api"] {
+        let plain = format!("{api}/view?filename={name}&type=output&subfolder={encoded}&rand=0.5");
+        let (status, kind, bytes) = view(plain.clone(), None).await;
+        assert_eq!((status, kind.as_str()), (200, "image/png"));
+        assert_eq!(bytes, image_of_seed(31));
+        let (status, _, part) = view(plain.clone(), Some("bytes=8-15")).await;
+        assert_eq!((status, &part[..]), (206, &image_of_seed(31)[8..16]));
+        for (preview, expected) in [("webp;75", "image/webp"), ("jpeg;50", "image/jpeg")] {
+            let (status, kind, _) = view(format!("{plain}&preview={preview}"), None).await;
+            assert_eq!((status, kind.as_str()), (200, expected));
+        }
+        let (status, kind, _) = view(format!("{plain}&channel=a"), None).await;
+        assert_eq!((status, kind.as_str()), (200, "image/png"));
+    }
+    let listed = painter.get("/internal/files/output").await;
+    let [choice] = &listed.as_array().unwrap()[..] else { panic!("{listed}") };
+    let choice = choice.as_str().unwrap();
+    // The page puts what stands before the last slash into `subfolder`, or does not take it apart;
+    // in a list of inputs it marks an output.
+    let (folder, file) = choice.rsplit_once('/').unwrap();
+    for query in [
+        format!("filename={file}&subfolder={folder}&type=output"),
+        format!("filename={file} [output]&subfolder={folder}&type=input"),
+        format!("filename={choice} [output]&type=input&subfolder="),
+        format!("filename={choice}&type=output"),
+    ] {
+        let path = format!("/api/view?{}", query.replace(' ', "%20").replace('@', "%40"));
+        let (status, _, bytes) = view(path.clone(), None).await;
+        assert_eq!(status, 200, "{path}: {}", String::from_utf8_lossy(&bytes));
+        assert_eq!(bytes, image_of_seed(31), "{path}");
+    }
+    let copy = painter.paint(copy_of(&format!("{choice} [output]"))).await;
+    let entry = painter.entry(&copy).await;
+    assert_eq!(painter.view(&entry["outputs"]["2"]["images"][0]).await.1, image_of_seed(31));
+}

@@ -41,6 +41,20 @@ impl Setup {
     }
 }
 
+impl Embedded {
+    /// Waits until so many backends are open for jobs, in pool mode.
+    pub(crate) async fn takes_jobs_on(&self, backends: usize) {
+        let path = format!("{}/lb/backends", self.admin);
+        eventually("every backend takes jobs", PATIENCE, async || {
+            let list: serde_json::Value =
+                self.http.get(&path).send().await.unwrap().json().await.unwrap();
+            let up = |one: &&serde_json::Value| one["state"] == "up" && one["takes_jobs"] == true;
+            list["backends"].as_array().unwrap().iter().filter(up).count() == backends
+        })
+        .await;
+    }
+}
+
 impl Drop for Embedded {
     fn drop(&mut self) {
         self.running.abort();

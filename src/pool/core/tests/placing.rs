@@ -94,6 +94,42 @@ fn what_no_lane_seems_able_to_run_is_put_to_one_anyway() {
 }
 
 #[test]
+fn what_no_lane_has_wholly_is_put_to_one_that_lacks_least() {
+    let mut farm = Farm::of([with_nodes(0, &["A"]), with_nodes(1, &["A", "B"])]);
+    let needs = Needs {
+        nodes: BTreeSet::from(["B".into()]),
+        models: BTreeSet::from(["nowhere.ckpt".into()]),
+        ..Needs::default()
+    };
+    let partly = |id| Job { needs: Arc::new(needs.clone()), ..job(id, 1) };
+    farm.runs(partly(1), 1);
+    farm.waits(partly(2));
+    assert_eq!(farm.finished(1, 1), ["ask 1 1", "post 2 1"], "and waits for that one");
+}
+
+#[test]
+fn what_one_lane_took_unforeseen_may_run_on_all_that_are_like_it() {
+    let mut farm = Farm::of([with_nodes(0, &["A"]), with_nodes(1, &["A"])]);
+    farm.runs(needing(1, "A"), 1);
+    farm.runs(needing(2, "A"), 0);
+    farm.waits(needing(3, "X"));
+    farm.waits(needing(4, "X"));
+    assert_eq!(farm.finished(1, 1), ["ask 1 1", "post 3 1"]);
+    assert_eq!(farm.finished(2, 0), ["ask 2 0", "post 4 0"]);
+}
+
+#[test]
+fn the_own_zone_comes_before_a_warm_cache() {
+    let zoned = |n, zone: &str| Lane { zone: Some(zone.into()), ..lane(n) };
+    let mut farm = Farm::of([zoned(0, "eu"), zoned(1, "us")]);
+    let from = |id, zone: &str| Job { zone: Some(zone.into()), ..job(id, 1) };
+    farm.runs(from(1, "eu"), 0);
+    farm.finished(1, 0);
+    farm.told(1, 0, 1, ended(Outcome::Completed));
+    assert_eq!(farm.submit(from(2, "us")), ["post 2 1"]);
+}
+
+#[test]
 fn without_an_open_lane_nothing_is_accepted() {
     let mut farm = Farm::of([Lane { open: false, ..lane(0) }]);
     assert_eq!(farm.submit(job(1, 1)), ["refuse 1 NoBackend"]);
