@@ -43,6 +43,7 @@ fn options() -> Options {
         max_retries: 3,
         fairness: Fairness::RoundRobin,
         prefetch: 0,
+        running_per_caller: 0,
         rule: Rule {
             strategy: Strategy::LeastBusy,
             prefer_idle: true,

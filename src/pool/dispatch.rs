@@ -17,7 +17,7 @@ use super::hook::Patient;
 use super::job::{Job, JobId};
 use super::journal::{Accepted, Change, Ended, Moved, Ticket};
 use super::own::prompt::Answer;
-use super::retell::Subject;
+use super::retell::{self, Subject};
 use super::submission::jobs::Summary;
 use super::submission::{self, Number};
 use super::{Fetched, Pool};
@@ -222,8 +222,6 @@ impl Pool {
         attempts: u32,
         run_seconds: Option<f64>,
     ) {
-        let held = self.ends.lock().remove(&job.id).unwrap_or_default();
-        self.forget(job);
         let fetched = self.entries.lock().remove(&job.id);
         let told = match &outcome {
             Outcome::Completed => Entry::Completed { run_seconds },
@@ -235,7 +233,8 @@ impl Pool {
             let entry = self.entry_without_server(job, &outcome).unwrap_or_default();
             Fetched { summary: summary_of(job, &entry), entry }
         });
-        let untold = self.retell.lock().close(&Subject::from(&**job), &entry);
+        let (held, untold) = self.last_words(job, &entry);
+        self.forget(job);
         let kept = self.journal.write(Change::Ended(Box::new(Ended {
             id: job.id,
             outcome,
@@ -250,6 +249,13 @@ impl Pool {
         self.line_moved.notify_one();
     }
 
+    /// What was held of a job's last words, and what nobody told.
+    fn last_words(&self, job: &Job, entry: &[u8]) -> (Vec<Delivery>, Vec<Delivery>) {
+        let mut retell = self.retell.lock();
+        let held = self.ends.lock().remove(&job.id).unwrap_or_default();
+        (held, retell.close(&Subject::from(job), entry))
+    }
+
     /// Tells a job's end to its owner once it is on the disk: told earlier, it could run again after
     /// a crash and end another way.
     fn tell_end(&self, job: &Arc<Job>, kept: Ticket, held: Vec<Delivery>, untold: Vec<Delivery>) {
@@ -257,12 +263,7 @@ impl Pool {
         tokio::spawn(async move {
             // What cannot be kept is true all the same.
             let _ = kept.await;
-            // Before its last word.
-            let is_end = |one: &Delivery| one.meaning == Meaning::End;
-            let last = held.iter().position(is_end).unwrap_or(held.len());
-            let mut held = held.into_iter();
-            let before: Vec<_> = held.by_ref().take(last).collect();
-            for delivery in before.into_iter().chain(untold).chain(held) {
+            for delivery in retell::in_order(held, untold) {
                 hub.deliver(delivery);
             }
             hub.ended(&job.owner, job.id);

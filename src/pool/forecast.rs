@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn who_does_not_hear_is_told_later() {
         let mut forecasts = Forecasts::default();
-        let long = |_: &Job| Duration::from_secs(60);
+        let long = |_: &Job| Duration::from_mins(1);
         let jobs = [foreseen(1, 9.0), foreseen(2, 9.0)];
         assert_eq!(forecasts.take(&jobs, Moment(0), long, |job| job.id.0 == 2), [1]);
         assert_eq!(forecasts.take(&jobs, Moment(10), long, |_| true), [0]);

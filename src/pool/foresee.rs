@@ -1,5 +1,6 @@
 //! Tells tasks, and owners of jobs, where they stand in the line and when they will have ended.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ impl Pool {
             .collect();
         let mut reckoned = Vec::with_capacity(jobs.len());
         let (mut line, mut waiting) = (Vec::new(), Vec::new());
+        // Many jobs are of few kinds.
+        let mut learnt: HashMap<Option<u64>, Option<f64>> = HashMap::new();
         for view in &jobs {
             let kind = view.job.kind.as_ref().map(|kind| kind.hash);
             let at = match view.phase {
@@ -69,8 +72,10 @@ impl Pool {
                 Phase::Sent(at) | Phase::Running(at) | Phase::Ending(at) => Some(at),
             };
             let Some(at) = at else {
-                let known = servers.iter().filter_map(|(at, _)| self.tasks.predict(*at, kind));
-                let seconds = known.reduce(f64::min);
+                let seconds = *learnt.entry(kind).or_insert_with(|| {
+                    let known = servers.iter().filter_map(|(at, _)| self.tasks.predict(*at, kind));
+                    known.reduce(f64::min)
+                });
                 waiting.push(view);
                 line.push(Waits { id: Arc::clone(&view.job.prompt_id), seconds });
                 continue;

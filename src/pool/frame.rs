@@ -20,6 +20,8 @@ pub struct Frame {
 pub enum Meaning {
     /// `execution_start`.
     Start,
+    /// `execution_cached`: the nodes that need not run.
+    Cached,
     /// `executing` with a node.
     Executing,
     /// `progress`: the latest tells all.

@@ -104,7 +104,6 @@ impl Listener for Ear {
         pool.links_changed.notify_one();
         if pool.links.is_ready(backend) {
             // What happened while nobody listened has to be asked for.
-            pool.files.forget(backend);
             let there = pool.core.lock().on(backend);
             pool.retell.lock().reopened(there.iter().map(|view| view.job.id));
             pool.recovered(backend);
@@ -160,14 +159,21 @@ impl Pool {
         let phase = self.core.lock().get(delivery.job).map(|view| view.phase);
         // A copy that runs at a server that was declared dead tells nothing.
         let is_copy = phase.and_then(Phase::backend).is_some_and(|at| at != backend);
-        if is_copy || !self.retell.lock().passes(&delivery) {
+        // Until it is held, so that the job's end, which takes what is held, finds it or knows that
+        // it has to be retold.
+        let mut retell = self.retell.lock();
+        if is_copy || !retell.passes(&delivery) {
             return;
         }
         let closes = matches!(delivery.meaning, Meaning::Terminal | Meaning::End);
         if closes && phase.is_some() {
             self.ends.lock().entry(delivery.job).or_default().push(delivery);
             self.end_heard.notify_waiters();
-        } else if let Some(delivery) = self.after_the_end(delivery) {
+            return;
+        }
+        let passes = self.after_the_end(delivery);
+        drop(retell);
+        if let Some(delivery) = passes {
             self.hub.deliver(delivery);
         }
     }

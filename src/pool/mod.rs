@@ -8,8 +8,8 @@
 //!
 //! The way of an event: [`links`] hold two sockets to each backend, [`hearing`] tells by [`events`]
 //! what a message means and whose it is; [`clients`] has the sockets of those who are to hear it.
-//! What a backend addresses to a client itself comes by [`companions`]. [`frame`] is what passes
-//! between. What nobody heard of a job's end is told by [`retell`].
+//! [`frame`] is what passes between. What nobody heard of a job's end is told by [`retell`]; what a
+//! backend says to a client itself comes by [`companions`].
 //!
 //! Everything else of ComfyUI: [`route`] tells who answers a request. [`own`] knows queue, history
 //! and jobs; [`merged`] asks all servers and makes one answer; [`userdata`] keeps what belongs to

@@ -123,6 +123,18 @@ pub fn whole(subject: &Subject<'_>, entry: &[u8]) -> Vec<Delivery> {
     missing(subject, &Told::default(), entry)
 }
 
+/// What was held of a job's last words with what nobody told, each at its place: outputs before the
+/// word on how it ended, that before the last one.
+pub fn in_order(held: Vec<Delivery>, untold: Vec<Delivery>) -> Vec<Delivery> {
+    let (outputs, closing): (Vec<_>, Vec<_>) =
+        untold.into_iter().partition(|one| one.meaning == Meaning::Output);
+    let is_end = |one: &Delivery| one.meaning == Meaning::End;
+    let last = held.iter().position(is_end).unwrap_or(held.len());
+    let mut held = held.into_iter();
+    let before: Vec<_> = held.by_ref().take(last).collect();
+    outputs.into_iter().chain(before).chain(closing).chain(held).collect()
+}
+
 fn missing(job: &Subject<'_>, told: &Told, entry: &[u8]) -> Vec<Delivery> {
     let mut all = Vec::new();
     if job.owner.client_id.is_none() || entry.is_empty() {
@@ -241,6 +253,22 @@ mod tests {
             meaning,
             frame: Frame { binary: false, bytes: value.to_string().into() },
         }
+    }
+
+    #[test]
+    fn what_nobody_told_comes_at_its_place_among_what_was_held() {
+        let all = |meanings: &[Meaning]| {
+            meanings.iter().map(|meaning| message(*meaning, &json!({}))).collect::<Vec<_>>()
+        };
+        let order = |held: &[Meaning], untold: &[Meaning]| {
+            let told = in_order(all(held), all(untold));
+            told.iter().map(|one| one.meaning).collect::<Vec<_>>()
+        };
+        use Meaning::{End, Other, Output, Terminal};
+        assert_eq!(order(&[Terminal, End], &[Output]), [Output, Terminal, End]);
+        assert_eq!(order(&[Terminal, Other], &[Output, End]), [Output, Terminal, Other, End]);
+        assert_eq!(order(&[End], &[Output, Terminal]), [Output, Terminal, End]);
+        assert_eq!(order(&[], &[Output, Terminal, End]), [Output, Terminal, End]);
     }
 
     #[test]

@@ -174,8 +174,9 @@ pub fn is_a_custom_nodes(method: &Method, target: &str) -> bool {
     let first = path.split('/').nth(1).unwrap_or_default();
     let last = path.rsplit('/').next().unwrap_or_default();
     let reads = matches!(*method, Method::GET | Method::HEAD);
-    let is_file = last.contains('.') && query_value(target, "filename").is_none();
-    !first.is_empty() && !COMFYUI.contains(&first) && !(reads && is_file)
+    let is_file = reads && last.contains('.') && query_value(target, "filename").is_none();
+    let is_comfyuis = first.is_empty() || COMFYUI.contains(&first);
+    !is_comfyuis && !is_file
 }
 
 fn not_here() -> Rejection {

@@ -25,7 +25,7 @@ use crate::fleet::Fleet;
 use crate::health::Outcome;
 
 /// Bytes of a reply at most.
-const MAX_REPLY: usize = 64 << 20;
+const MAX_REPLY: usize = 160 << 20;
 /// A reply of more bytes than this makes the next polls light ones.
 const HEAVY_REPLY: usize = 1 << 20;
 /// Light polls after a heavy one.

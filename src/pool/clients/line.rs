@@ -23,6 +23,7 @@ struct Track {
     job: JobId,
     epoch: u32,
     start: Option<Frame>,
+    cached: Option<Frame>,
     executing: Option<Frame>,
     progress_state: Option<Frame>,
     held: Queue,
@@ -35,6 +36,7 @@ impl Track {
             job,
             epoch: 0,
             start: None,
+            cached: None,
             executing: None,
             progress_state: None,
             held: Queue::default(),
@@ -47,18 +49,28 @@ impl Track {
         match meaning {
             Meaning::Start => {
                 // Run anew, it is at its beginning again.
-                self.executing = None;
-                self.progress_state = None;
+                (self.cached, self.executing, self.progress_state) = (None, None, None);
                 self.start = Some(frame.clone());
             }
+            Meaning::Cached => self.cached = Some(frame.clone()),
             Meaning::Executing => {
                 self.epoch = self.epoch.wrapping_add(1);
                 self.executing = Some(frame.clone());
             }
             Meaning::ProgressState => self.progress_state = Some(frame.clone()),
-            Meaning::Terminal => self.executing = None,
+            // Nothing of it runs any more.
+            Meaning::Terminal => (self.executing, self.progress_state) = (None, None),
             _ => {}
         }
+    }
+
+    /// The frames that tell that it has begun.
+    fn beginning(&self) -> impl Iterator<Item = Entry> {
+        let kept = [(Meaning::Start, &self.start), (Meaning::Cached, &self.cached)];
+        let frame = |(meaning, frame): (Meaning, &Option<Frame>)| {
+            Some(Entry::own(self.job, 0, meaning, frame.clone()?))
+        };
+        kept.into_iter().filter_map(frame)
     }
 
     /// The frames that tell where it is.
@@ -71,7 +83,7 @@ impl Track {
     }
 
     fn cost(&self) -> usize {
-        let noted = [&self.start, &self.executing, &self.progress_state];
+        let noted = [&self.start, &self.cached, &self.executing, &self.progress_state];
         let noted = noted.into_iter().flatten().map(|frame| frame.bytes.len()).sum::<usize>();
         size_of::<Self>() + noted + self.held.cost()
     }
@@ -210,9 +222,7 @@ impl Line {
     /// Gives the jobs that are not shown yet what they need to begin with in the middle.
     pub(super) fn resume(&mut self) {
         for track in self.tracks.iter_mut().skip(1).filter(|_| self.serial) {
-            let start = track.start.clone();
-            let start = start.map(|frame| Entry::own(track.job, 0, Meaning::Start, frame));
-            let entries: Vec<_> = start.into_iter().chain(track.state()).collect();
+            let entries: Vec<_> = track.beginning().chain(track.state()).collect();
             for entry in entries {
                 track.held.push(entry);
             }
@@ -231,12 +241,13 @@ impl Line {
 
     /// Drops superseded previews, the oldest job's first, until no more than `target` is held.
     pub(super) fn thin_held(&mut self, target: usize) {
+        let mut all = self.held();
         for thin in [Thin::Previews, Thin::Results] {
-            for index in 0..self.tracks.len() {
-                let excess = self.held().saturating_sub(target);
+            for held in self.tracks.iter_mut().map(|track| &mut track.held) {
+                let (excess, before) = (all.saturating_sub(target), held.cost());
                 if excess > 0 {
-                    let held = &mut self.tracks[index].held;
-                    held.thin(thin, held.cost().saturating_sub(excess));
+                    held.thin(thin, before.saturating_sub(excess));
+                    all -= before - held.cost();
                 }
             }
         }
@@ -246,12 +257,13 @@ impl Line {
     /// `target`: ended jobs go first, then the oldest frames.
     pub(super) fn drop_held(&mut self, target: usize) {
         self.tracks.iter_mut().for_each(|track| track.held.leave_missed());
+        let mut all = self.held();
         for ended in [true, false] {
-            for index in 0..self.tracks.len() {
-                let excess = self.held().saturating_sub(target);
-                let track = &mut self.tracks[index];
-                if excess > 0 && track.ended == ended {
-                    track.held.drop_oldest(track.held.cost().saturating_sub(excess));
+            for track in self.tracks.iter_mut().filter(|track| track.ended == ended) {
+                let (excess, before) = (all.saturating_sub(target), track.held.cost());
+                if excess > 0 {
+                    track.held.drop_oldest(before.saturating_sub(excess));
+                    all -= before - track.held.cost();
                 }
             }
         }

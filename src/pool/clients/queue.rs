@@ -153,7 +153,7 @@ impl Queue {
     /// `executing`, of ended ones none; events and results all. An `executing` that results follow
     /// stays, for it names their node.
     pub(super) fn leave_missed(&mut self) {
-        let ended: HashSet<_> = self.ended().collect();
+        let ended: HashSet<_> = self.closed().collect();
         let mut latest = HashSet::new();
         let mut leads = HashSet::new();
         let mut stays: Vec<bool> = (self.entries.iter().rev())
@@ -203,6 +203,12 @@ impl Queue {
         }
         self.retain(|entry| !goes.contains(&entry.job));
         while self.cost > target && self.pop().is_some() {}
+    }
+
+    /// Jobs of which the frame that says how they ended is here: nothing of them runs any more.
+    fn closed(&self) -> impl Iterator<Item = Option<JobId>> {
+        let closes = |entry: &&Entry| matches!(entry.meaning, Meaning::Terminal | Meaning::End);
+        self.entries.iter().filter(closes).map(|entry| entry.job)
     }
 
     fn ended(&self) -> impl Iterator<Item = Option<JobId>> {

@@ -48,7 +48,7 @@ pub const KEPT_BYTES: usize = 32 << 20;
 /// A session without a socket that hears nothing of its running prompts for so long is forgotten.
 const SILENT_FOR: Duration = Duration::from_hours(1);
 /// How long after its connection a socket that has not said its flags has those of the last one.
-const FLAGS_GRACE: Duration = Duration::from_secs(5);
+pub(super) const FLAGS_GRACE: Duration = Duration::from_secs(5);
 
 /// How a socket is attached.
 #[derive(Debug, Clone, Copy)]
@@ -102,6 +102,8 @@ pub struct Session {
     events: ClientEvents,
     has_origin: bool,
     flags: Flags,
+    /// The socket before announced flags, and this one has not said anything yet.
+    expects_flags: bool,
     /// What the gateway says itself; before all else.
     own_words: VecDeque<Frame>,
     line: Line,
@@ -123,6 +125,7 @@ impl Default for Session {
             events: ClientEvents::Auto,
             has_origin: false,
             flags: Flags::default(),
+            expects_flags: false,
             own_words: VecDeque::new(),
             line: Line::default(),
             out: Queue::default(),
@@ -187,6 +190,8 @@ impl Session {
         if self.is_live() {
             self.detached(true, now);
         }
+        let announced = self.flags.announced || self.expects_flags;
+        self.expects_flags = announced && self.is_within_time(now);
         // A page repeats its flags at once; ComfyUI forgets those of any client that reconnects.
         if !attach.has_origin || !self.is_within_time(now) {
             self.flags = Flags::default();
@@ -252,6 +257,7 @@ impl Session {
     pub fn deliver(&mut self, delivery: Delivery, now: Moment) {
         self.expire(now);
         self.touched = now;
+        self.give_up_flags(now);
         self.line.take(delivery, &mut self.out);
         self.settle(now);
     }
@@ -298,15 +304,29 @@ impl Session {
                 Flags { announced: true, metadata, confirmed: true }
             }
         };
+        self.expects_flags = false;
         self.choose_way();
         true
+    }
+
+    /// A client that has not repeated its flags in time has none.
+    fn give_up_flags(&mut self, now: Moment) {
+        if let Presence::Live(since) = self.presence
+            && self.expects_flags
+            && now.since(since) >= FLAGS_GRACE
+        {
+            self.expects_flags = false;
+            self.choose_way();
+        }
     }
 
     fn choose_way(&mut self) {
         let serial = match self.events {
             ClientEvents::Serial => true,
             ClientEvents::Interleaved => false,
-            ClientEvents::Auto => self.has_origin || self.flags.announced,
+            // What was held until now would come in the middle of another job before a client that
+            // comes back can say its flags again.
+            ClientEvents::Auto => self.has_origin || self.flags.announced || self.expects_flags,
         };
         self.line.set_serial(serial, &mut self.out);
     }

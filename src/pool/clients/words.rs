@@ -99,9 +99,11 @@ pub(super) fn is_broadcast(meaning: Meaning, frame: &Frame) -> bool {
     let kind = || serde_json::from_slice::<Message>(&frame.bytes).map(|message| message.kind);
     match meaning {
         Meaning::Progress | Meaning::ProgressState | Meaning::Preview => true,
-        Meaning::Start | Meaning::Executing | Meaning::Output | Meaning::End => false,
+        Meaning::Start | Meaning::Cached | Meaning::Executing | Meaning::Output | Meaning::End => {
+            false
+        }
         Meaning::Terminal => kind().is_ok_and(|kind| kind == "execution_interrupted"),
-        Meaning::Other => frame.binary || kind().is_ok_and(|kind| kind != "execution_cached"),
+        Meaning::Other => frame.binary || kind().is_ok(),
     }
 }
 
@@ -161,7 +163,7 @@ mod tests {
         assert!(is_broadcast(Meaning::Progress, &named("progress")));
         assert!(is_broadcast(Meaning::Terminal, &named("execution_interrupted")));
         assert!(is_broadcast(Meaning::Other, &named("my-node")));
-        assert!(!is_broadcast(Meaning::Other, &named("execution_cached")));
+        assert!(!is_broadcast(Meaning::Cached, &named("execution_cached")));
         assert!(!is_broadcast(Meaning::Terminal, &named("execution_success")));
         assert!(!is_broadcast(Meaning::Terminal, &named("execution_error")));
         assert!(!is_broadcast(Meaning::Output, &named("executed")));

@@ -227,6 +227,8 @@ pub enum Input {
     LaneReset(BackendId),
     /// The owner (or an operator) wants a job stopped, wherever it is.
     Cancel(JobId),
+    /// A caller wants what runs stopped, and this job counts among it.
+    Interrupt(JobId),
     /// The options have changed.
     Options(Options),
     /// Time has passed; see [`Core::next_tick`](super::Core::next_tick).

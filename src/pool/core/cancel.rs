@@ -26,6 +26,17 @@ impl Core {
         }
     }
 
+    /// Whoever runs is to be stopped. A job that was handed to a server and has not begun is
+    /// interrupted when it does: taken back it would end without a word.
+    pub(super) fn interrupt(&mut self, id: JobId) {
+        let place = self.entries.get_mut(&id).and_then(|entry| entry.place.as_mut());
+        match place {
+            Some(place) if place.life == Life::Sent => place.stop = !place.vetting,
+            Some(_) => self.cancel(id),
+            None => {}
+        }
+    }
+
     /// Does what can be done now to stop a cancelled job.
     pub(super) fn pursue_cancel(&mut self, id: JobId) {
         let Some(entry) = self.entries.get(&id).filter(|e| e.cancelled && e.accepted) else {

@@ -103,6 +103,8 @@ pub(super) struct Place {
     pub(super) taking: bool,
     /// It was interrupted because it showed no life: when.
     pub(super) silent: Option<Moment>,
+    /// It is to be interrupted when it begins to run.
+    pub(super) stop: bool,
     /// What its turn was charged.
     pub(super) cost: f64,
     /// It has been looked after by the timer of silence.
@@ -129,6 +131,7 @@ impl Place {
             absent: 0,
             taking: false,
             silent: None,
+            stop: false,
             cost: 0.0,
             watched: false,
         }

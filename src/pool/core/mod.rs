@@ -147,6 +147,7 @@ impl Core {
             Input::LaneGone(backend) => self.lane_gone(backend),
             Input::LaneReset(backend) => self.lane_reset(backend),
             Input::Cancel(id) => self.cancel(id),
+            Input::Interrupt(id) => self.interrupt(id),
             Input::Options(options) => self.take_options(options),
             Input::Tick => self.tick(),
         }

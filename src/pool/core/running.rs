@@ -81,6 +81,7 @@ impl Core {
             return self.tell(id);
         }
         (place.life, place.started, place.heard) = (Life::Running, Some(now), now);
+        entry.cancelled |= place.stop;
         let lane = place.lane;
         entry.ran_on = Some(lane);
         let kind = entry.job.kind.as_ref().map(|kind| kind.hash);

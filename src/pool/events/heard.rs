@@ -77,7 +77,7 @@ pub fn parse(frame: &Frame) -> Heard<'_> {
         "feature_flags" => (Kind::FeatureFlags, Meaning::Other),
         "logs" => (Kind::Logs, Meaning::Other),
         "execution_start" => (Kind::Event, Meaning::Start),
-        "execution_cached" => (Kind::Event, Meaning::Other),
+        "execution_cached" => (Kind::Event, Meaning::Cached),
         "executing" if data.node == Node::Null => (Kind::Event, Meaning::End),
         "executing" => (Kind::Event, Meaning::Executing),
         "executed" => (Kind::Event, Meaning::Output),

@@ -104,7 +104,7 @@ fn messages_mean_what_the_contract_says() {
     let named = |name: &str, data: Value| text(&json!({"type": name, "data": data}));
     for (frame, kind, meaning, id) in [
         (named("execution_start", json!({"prompt_id": "p"})), Kind::Event, Meaning::Start, true),
-        (named("execution_cached", json!({"prompt_id": "p"})), Kind::Event, Meaning::Other, true),
+        (named("execution_cached", json!({"prompt_id": "p"})), Kind::Event, Meaning::Cached, true),
         (named("executing", json!({"node": "1"})), Kind::Event, Meaning::Executing, false),
         (
             named("executing", json!({"node": null, "prompt_id": "p"})),

@@ -10,19 +10,22 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{Stream, StreamExt, stream};
 use serde_json::Value;
 
 use super::super::Pool;
 use super::super::job::JobId;
 use super::super::journal::Finished;
 use super::super::submission;
-use super::super::submission::jobs::{Page, Summary, history as written};
+use super::super::submission::jobs::{Page, Summary, Writer, history as written};
 use super::super::visit::Visit;
 use super::prompt::{Answer, Before};
 use super::stop::truthy;
 use super::{json, server_error};
 use crate::comfy::lenient;
+
+/// Entries that are read at a time.
+const AT_ONCE: usize = 16;
 
 /// `GET /history`.
 pub(super) async fn list(
@@ -32,12 +35,29 @@ pub(super) async fn list(
 ) -> Response {
     let Ok(page) = Page::read(query.as_deref().unwrap_or_default()) else { return server_error() };
     let ended = pool.ended_of(&visit);
-    let wanted = &ended[page.of(ended.len())];
-    let entries = pool.journal.entries(wanted.iter().map(|job| job.id).collect()).await;
-    let found = wanted.iter().zip(entries);
-    let found = found.filter_map(|(job, entry)| Some((&*job.prompt_id, entry?)));
-    let pieces = written(found).into_iter().map(Ok::<_, Infallible>);
-    json(Body::from_stream(stream::iter(pieces)))
+    let wanted = ended[page.of(ended.len())].to_vec();
+    json(Body::from_stream(written_by(pool, wanted)))
+}
+
+/// The reply in pieces, of which a few are read at a time: all of history may be gigabytes.
+fn written_by(
+    pool: Arc<Pool>,
+    wanted: Vec<Arc<Finished>>,
+) -> impl Stream<Item = Result<Bytes, Infallible>> {
+    let start = (pool, wanted.into_iter(), Some(Writer::default()));
+    stream::unfold(start, async |(pool, mut rest, writer)| {
+        let mut writer = writer?;
+        let part: Vec<_> = rest.by_ref().take(AT_ONCE).collect();
+        if part.is_empty() {
+            return Some((vec![writer.end()], (pool, rest, None)));
+        }
+        let entries = pool.journal.entries(part.iter().map(|job| job.id).collect()).await;
+        let found = part.iter().zip(entries);
+        let found = found.filter_map(|(job, entry)| Some((&*job.prompt_id, entry?)));
+        let pieces = writer.write(found);
+        Some((pieces, (pool, rest, Some(writer))))
+    })
+    .flat_map(|pieces| stream::iter(pieces.into_iter().map(Ok)))
 }
 
 /// `GET /history/{id}`. Whoever was given an id may see its result.

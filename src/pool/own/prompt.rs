@@ -2,14 +2,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use axum::Extension;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use futures_util::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
@@ -94,12 +96,14 @@ pub(super) async fn post(
     Extension(visit): Extension<Visit>,
     body: Body,
 ) -> Response {
-    let limit = pool.config.load().limits.body_size;
-    let Ok(body) = to_bytes(body, usize::try_from(limit).unwrap_or(usize::MAX)).await else {
-        return Rejection::new(Kind::BadRequest, "the prompt broke off").into_response();
+    // Its bytes count from the first one; as a job's they are counted anew.
+    let mut reading = Reading { held: &pool.held, bytes: 0 };
+    let body = match reading.whole(body).await {
+        Ok(body) => body,
+        Err(refused) => return refused.into_response(),
     };
     match read(&body).await {
-        Parsed::Job(submission) => match pool.submit(visit, body, &submission).await {
+        Parsed::Job(submission) => match pool.submit(visit, body, &submission, reading).await {
             Ok(answer) => answer.into_response(),
             Err(refused) => refused.into_response(),
         },
@@ -107,6 +111,44 @@ pub(super) async fn post(
         Parsed::Hopeless => pool.put_to_anyone(body).await.into_response(),
         Parsed::Refused(refused) => refused.into_response(),
     }
+}
+
+/// Counts the bytes of a body while it comes in.
+struct Reading<'a> {
+    held: &'a AtomicU64,
+    bytes: u64,
+}
+
+impl Reading<'_> {
+    async fn whole(&mut self, body: Body) -> Result<Bytes, Rejection> {
+        let mut pieces = body.into_data_stream();
+        let mut whole = Vec::new();
+        while let Some(piece) = pieces.next().await {
+            // Whoever streams it in bounds its size.
+            let Ok(piece) = piece else {
+                return Err(Rejection::new(Kind::BadRequest, "the prompt broke off"));
+            };
+            let bytes = piece.len() as u64;
+            self.bytes += bytes;
+            if self.held.fetch_add(bytes, Relaxed) + bytes > MAX_HELD {
+                return Err(too_much());
+            }
+            whole.extend_from_slice(&piece);
+        }
+        // It may wait for hours: exactly as long as it is.
+        Ok(whole.into_boxed_slice().into())
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+fn too_much() -> Rejection {
+    let message = "the prompts that wait are too large for the gateway's memory";
+    Rejection::new(Kind::QueueFull, message).cure("try again later").retry_after(30)
 }
 
 /// Reads a body; a large one beside the threads that serve others.
@@ -135,8 +177,8 @@ impl Pool {
         visit: Visit,
         body: Bytes,
         submission: &Submission,
+        reading: Reading<'_>,
     ) -> Result<Answer, Rejection> {
-        self.may_hold(body.len())?;
         let prompt_id = submission.prompt_id.clone();
         let prompt_id = prompt_id.unwrap_or_else(|| Uuid::new_v4().to_string().into());
         let fingerprint = fingerprint(&body).await;
@@ -149,6 +191,7 @@ impl Pool {
         let _turn = self.admit(visit.key, id)?;
         let job = self.job_of(id, visit, body, submission, prompt_id);
         self.fingerprints.lock().insert(job.id, fingerprint);
+        drop(reading);
         let answer = self.judged(Arc::clone(&job)).await;
         if let Answer::Server { status: 400, .. } = &answer {
             self.note_lacks(&job);
@@ -223,14 +266,6 @@ impl Pool {
         }
         let message = "no ComfyUI server answers at the moment";
         Answer::Refused(Rejection::new(Kind::NoBackend, message).retry_after(5))
-    }
-
-    fn may_hold(&self, bytes: usize) -> Result<(), Rejection> {
-        if self.held.load(Relaxed) + bytes as u64 <= MAX_HELD {
-            return Ok(());
-        }
-        let message = "the prompts that wait are too large for the gateway's memory";
-        Err(Rejection::new(Kind::QueueFull, message).cure("try again later").retry_after(30))
     }
 
     /// Takes an id for a prompt, unless it is in use: by the same prompt, whose answer stands, or

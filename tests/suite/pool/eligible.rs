@@ -154,10 +154,12 @@ async fn a_partly_valid_prompt_runs_its_valid_part_where_that_is_possible() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_gains_a_model_gets_the_jobs_that_wait_for_one() {
-    let mut farm = vec![server(&["a.ckpt"], &[], 0).await, server(&[], &[], 0).await];
+    let models = vec!["a.ckpt".to_owned()];
+    let busy = Sim::start(SimConfig { models, ..SimConfig::default() }).await.unwrap();
+    let mut farm = vec![busy, server(&[], &[], 0).await];
     let gateway = pool(&farm).await;
     let painter = Painter::connect(&gateway.data, "patient").await;
-    let long = painter.paint(with_model("a.ckpt", 1, 3000.0)).await;
+    let long = painter.paint(with_model("a.ckpt", 1, 600.0)).await;
     started(&painter, &long).await;
     let waits = painter.paint(with_model("a.ckpt", 2, 0.1)).await;
     let poor = farm.remove(1);

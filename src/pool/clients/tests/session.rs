@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::pool::clients::session::{
-    KEPT_BYTES, KEPT_FOR, OVERFLOW, PRESSURE, PREVIEWS, SOFT, STANDSTILL,
+    FLAGS_GRACE, KEPT_BYTES, KEPT_FOR, OVERFLOW, PRESSURE, PREVIEWS, SOFT, STANDSTILL,
 };
 use crate::pool::clients::words::{First, features, greeting};
 
@@ -16,7 +16,7 @@ fn short_executing(node: &str) -> Frame {
 fn whole(job: u64) -> Vec<Delivery> {
     vec![
         plain(job, Meaning::Start, "s"),
-        plain(job, Meaning::Other, "cached"),
+        plain(job, Meaning::Cached, "cached"),
         executing(job, "1"),
         plain(job, Meaning::Output, "o"),
         plain(job, Meaning::Terminal, "t"),
@@ -126,7 +126,7 @@ fn after_a_close_only_a_job_that_was_not_shown_begins_in_the_middle() {
     assert_eq!(drain(&mut session, NOW), [greeting(0, "A"), short_executing("1")]);
     deliver_all(&mut session, &whole(1)[4..], NOW);
     deliver_all(&mut session, &whole(2)[4..], NOW);
-    let second = [&whole(2)[..1], &whole(2)[2..3], &whole(2)[4..]].concat();
+    let second = [&whole(2)[..3], &whole(2)[4..]].concat();
     assert_eq!(drain(&mut session, NOW), frames(&[whole(1)[4..].to_vec(), second].concat()));
 }
 
@@ -309,6 +309,51 @@ fn a_client_that_missed_nothing_is_still_told_where_its_job_is() {
     session.attached(NOW, &attach(ClientEvents::Serial));
     let expected = [greeting(0, "A"), short_executing("1"), executing(1, "1").frame];
     assert_eq!(drain(&mut session, NOW), expected);
+}
+
+#[test]
+fn of_a_job_that_has_told_how_it_ended_no_progress_follows() {
+    let mut session = live(ClientEvents::Serial);
+    deliver_all(&mut session, &whole(1)[..3], NOW);
+    session.deliver(plain(1, Meaning::ProgressState, "p"), NOW);
+    session.deliver(plain(1, Meaning::Terminal, "t"), NOW);
+    session.detached(true, NOW);
+    session.attached(NOW, &attach(ClientEvents::Serial));
+    let expected = [whole(1)[..2].to_vec(), vec![whole(1)[4].clone()]].concat();
+    assert_eq!(drain(&mut session, NOW)[1..], frames(&expected));
+    session.deliver(plain(1, Meaning::End, "e"), NOW);
+    assert_eq!(drain(&mut session, NOW), frames(&whole(1)[5..]));
+}
+
+#[test]
+fn a_program_with_flags_that_comes_back_gets_its_jobs_one_after_another_before_it_repeats_them() {
+    let mut session = live(ClientEvents::Auto);
+    session.heard(First::Flags { metadata: false }, || features(&true.into()));
+    deliver_all(&mut session, &whole(1)[..3], NOW);
+    deliver_all(&mut session, &whole(2)[..3], NOW);
+    drain(&mut session, NOW);
+    session.detached(true, NOW);
+    session.attached(NOW, &attach(ClientEvents::Auto));
+    session.deliver(whole(2)[3].clone(), NOW);
+    drain(&mut session, NOW);
+    session.heard(First::Flags { metadata: false }, || features(&true.into()));
+    drain(&mut session, NOW);
+    deliver_all(&mut session, &whole(1)[3..], NOW);
+    assert_eq!(drain(&mut session, NOW), frames(&[&whole(1)[3..], &whole(2)[..4]].concat()));
+}
+
+#[test]
+fn one_that_does_not_repeat_its_flags_in_time_gets_its_jobs_as_they_come() {
+    let mut session = live(ClientEvents::Auto);
+    session.heard(First::Flags { metadata: false }, || features(&true.into()));
+    session.detached(true, NOW);
+    session.attached(NOW, &attach(ClientEvents::Auto));
+    drain(&mut session, NOW);
+    deliver_all(&mut session, &[whole(1)[0].clone(), whole(2)[0].clone()], NOW);
+    assert_eq!(drain(&mut session, NOW).len(), 1);
+    let later = NOW.plus(FLAGS_GRACE);
+    session.deliver(whole(1)[1].clone(), later);
+    assert_eq!(drain(&mut session, later).len(), 2);
 }
 
 #[test]

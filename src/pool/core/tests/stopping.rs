@@ -36,6 +36,26 @@ fn a_sent_job_is_taken_back_first_and_never_starts_elsewhere() {
 }
 
 #[test]
+fn an_interrupt_of_what_runs_waits_for_a_sent_job_to_begin() {
+    let mut farm = Farm::of([lane(0)]);
+    farm.submit(job(1, 1));
+    farm.accepted(1, 1);
+    assert!(farm.tell(Input::Interrupt(JobId(1))).is_empty());
+    assert_eq!(farm.started(1, 0), ["interrupt 1 0"]);
+    assert_eq!(farm.finished(1, 0), ["ask 1 0"]);
+    assert_eq!(farm.told(1, 0, 1, ended(Outcome::Cancelled)), ["ended 1 Cancelled"]);
+}
+
+#[test]
+fn an_interrupt_of_what_runs_leaves_a_waiting_job_alone() {
+    let mut farm = Farm::of([lane(0)]);
+    farm.runs(job(1, 1), 0);
+    farm.waits(job(2, 1));
+    assert!(farm.tell(Input::Interrupt(JobId(2))).is_empty());
+    assert_eq!(farm.tell(Input::Interrupt(JobId(1))), ["interrupt 1 0"]);
+}
+
+#[test]
 fn a_doubtful_job_is_stopped_as_soon_as_it_is_found() {
     let mut farm = Farm::of([lane(0)]);
     farm.runs(job(1, 1), 0);

@@ -42,15 +42,35 @@ impl Page {
     }
 }
 
-/// The reply that holds these entries by their ids, in pieces that share their bytes.
-pub fn history<'a>(entries: impl IntoIterator<Item = (&'a str, Bytes)>) -> Vec<Bytes> {
-    let mut pieces = Vec::new();
-    for (id, entry) in entries {
-        let before = if pieces.is_empty() { "{" } else { ", " };
-        pieces.push(Bytes::from(format!("{before}{}: ", quoted(id))));
-        pieces.push(entry);
+/// Writes the reply that holds entries by their ids, in pieces that share their bytes.
+#[derive(Debug, Default)]
+pub struct Writer {
+    begun: bool,
+}
+
+impl Writer {
+    /// The next entries.
+    pub fn write<'a>(&mut self, entries: impl IntoIterator<Item = (&'a str, Bytes)>) -> Vec<Bytes> {
+        let mut pieces = Vec::new();
+        for (id, entry) in entries {
+            let before = if std::mem::replace(&mut self.begun, true) { ", " } else { "{" };
+            pieces.push(Bytes::from(format!("{before}{}: ", quoted(id))));
+            pieces.push(entry);
+        }
+        pieces
     }
-    pieces.push(Bytes::from_static(if pieces.is_empty() { b"{}" } else { b"}" }));
+
+    /// There are no more.
+    pub fn end(&self) -> Bytes {
+        Bytes::from_static(if self.begun { b"}" } else { b"{}" })
+    }
+}
+
+/// The whole reply.
+pub fn history<'a>(entries: impl IntoIterator<Item = (&'a str, Bytes)>) -> Vec<Bytes> {
+    let mut writer = Writer::default();
+    let mut pieces = writer.write(entries);
+    pieces.push(writer.end());
     pieces
 }
 

@@ -9,7 +9,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 
-pub use history::{Page, history};
+pub use history::{Page, Writer, history};
 pub use listing::{Query, Row, Status, error_body, list, not_found, one};
 pub use summary::Summary;
 
