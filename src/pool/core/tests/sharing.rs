@@ -87,7 +87,8 @@ fn shared_seconds(fairness: Fairness) -> [f64; 2] {
 #[test]
 fn long_jobs_get_no_more_gpu_time_than_short_ones() {
     let [long, short] = shared_seconds(Fairness::GpuTime);
-    assert!((long - short).abs() <= 11.0, "{long} s and {short} s");
+    // One long job more, and one that went before the short kind was known.
+    assert!((long - short).abs() <= 20.0, "{long} s and {short} s");
     let [long, short] = shared_seconds(Fairness::RoundRobin);
     assert!(long > 5.0 * short, "by turns it would be {long} s and {short} s");
 }
