@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use log::warn;
 
 use super::core::{Action, Input, Kept, Outcome, Phase, Refusal};
-use super::frame::{Delivery, Meaning};
+use super::frame::Delivery;
 use super::hook::Patient;
 use super::job::{Job, JobId};
 use super::journal::{Accepted, Change, Ended, Moved, Ticket};

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::Pool;
 use super::announced::Announced;
-use super::core::{Input, Phase};
+use super::core::Input;
 use super::events::{Attribution, Directory, Flavour, Kind, Known, Rewrite, Verdict, parse};
 use super::files::prefix;
 use super::frame::{Delivery, Frame, Meaning};
@@ -157,9 +157,13 @@ impl Pool {
     /// history entry is here: clients ask for it as soon as they hear that, and until then the
     /// prompt may be lost with its backend, to run again.
     fn pass_on(&self, backend: BackendId, delivery: Delivery) {
-        let phase = self.core.lock().get(delivery.job).map(|view| view.phase);
-        // A copy that runs at a server that was declared dead tells nothing.
-        let is_copy = phase.and_then(Phase::backend).is_some_and(|at| at != backend);
+        let (is_open, place) = {
+            let core = self.core.lock();
+            (core.get(delivery.job).is_some(), core.place_of(delivery.job))
+        };
+        // A copy tells nothing: at a server that was declared dead, or that took so long to answer
+        // the POST that another was asked.
+        let is_copy = place.is_some_and(|at| at != backend);
         // Until it is held, so that the job's end, which takes what is held, finds it or knows that
         // it has to be retold.
         let mut retell = self.retell.lock();
@@ -167,7 +171,7 @@ impl Pool {
             return;
         }
         let closes = matches!(delivery.meaning, Meaning::Terminal | Meaning::End);
-        if closes && phase.is_some() {
+        if closes && is_open {
             self.ends.lock().entry(delivery.job).or_default().push(delivery);
             self.end_heard.notify_waiters();
             return;

@@ -257,6 +257,7 @@ mod tests {
 
     #[test]
     fn what_nobody_told_comes_at_its_place_among_what_was_held() {
+        use Meaning::{End, Other, Output, Terminal};
         let all = |meanings: &[Meaning]| {
             meanings.iter().map(|meaning| message(*meaning, &json!({}))).collect::<Vec<_>>()
         };
@@ -264,7 +265,6 @@ mod tests {
             let told = in_order(all(held), all(untold));
             told.iter().map(|one| one.meaning).collect::<Vec<_>>()
         };
-        use Meaning::{End, Other, Output, Terminal};
         assert_eq!(order(&[Terminal, End], &[Output]), [Output, Terminal, End]);
         assert_eq!(order(&[Terminal, Other], &[Output, End]), [Output, Terminal, Other, End]);
         assert_eq!(order(&[End], &[Output, Terminal]), [Output, Terminal, End]);

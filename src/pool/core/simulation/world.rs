@@ -148,7 +148,8 @@ impl World {
         let mut random = Random(seed);
         let drawn = random.next();
         // In every eighth run callers may have only so much at once.
-        let running_per_caller = if (drawn >> 8).is_multiple_of(8) { 1 + (drawn >> 16 & 1) as u32 } else { 0 };
+        let running_per_caller =
+            if (drawn >> 8).is_multiple_of(8) { 1 + (drawn >> 16 & 1) as u32 } else { 0 };
         let prefetch = drawn as u32 % 2;
         let options = Options { running_per_caller, prefetch, ..options() };
         let count = random.within(1, 5) as usize;

@@ -183,6 +183,28 @@ fn a_slow_lane_is_not_waited_for_when_another_can_judge() {
 }
 
 #[test]
+fn a_copy_that_began_while_its_job_was_judged_elsewhere_is_stopped_and_not_taken_up() {
+    let mut farm = Farm::of([lane(0), lane(1)]);
+    for id in [1, 2] {
+        let at: u32 = farm.submit(job(id, 1))[0][7..].parse().unwrap();
+        farm.accepted(id, 1);
+        farm.started(id, at);
+    }
+    let slow: u32 = farm.submit(job(3, 1))[0][6..].parse().unwrap();
+    farm.after(300);
+    farm.started(3, slow);
+    assert_eq!(farm.core.place_of(JobId(3)), Some(BackendId(1 - slow)));
+    farm.accepted(3, VETTING | 2);
+    farm.gone(3, VETTING | 2);
+    assert_eq!(farm.core.waiting(), 1);
+    farm.gone(3, VETTING | 1);
+    assert_eq!(farm.accepted(3, VETTING | 1), [format!("ask 3 {slow}")]);
+    let told = farm.told(3, slow, VETTING | 1, Known::Running);
+    assert_eq!(told, [format!("interrupt 3 {slow}")]);
+    assert_eq!(farm.core.waiting(), 1);
+}
+
+#[test]
 fn a_prompt_that_never_left_is_put_to_another_lane() {
     let mut farm = Farm::of([lane(0), lane(1)]);
     let first = farm.submit(job(1, 1))[0].clone();
