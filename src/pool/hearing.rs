@@ -134,10 +134,18 @@ impl Listener for Ear {
 impl Pool {
     fn act_on(self: &Arc<Self>, backend: BackendId, verdict: Verdict, now: Moment) {
         self.lived(backend, verdict.depth, now);
+        // A job that was judged elsewhere is where it begins, and only from there it is told of.
+        let (first, input) = match verdict.input {
+            Some(input @ Input::Started { .. }) => (Some(input), None),
+            input => (None, input),
+        };
+        if let Some(input) = first {
+            self.tell(input);
+        }
         if let Some(delivery) = verdict.delivery {
             self.pass_on(backend, delivery);
         }
-        if let Some(input) = verdict.input {
+        if let Some(input) = input {
             if matches!(input, Input::Finished { .. }) {
                 self.recovered(backend);
             }

@@ -251,13 +251,20 @@ impl Core {
         self.doubt(id);
     }
 
-    /// A copy has begun to run.
+    /// A copy has begun to run: the job is there, if elsewhere it is only judged.
     pub(super) fn begun_elsewhere(&mut self, backend: BackendId, id: JobId) {
         let place = self.entries.get(&id).and_then(|entry| entry.place.as_ref());
-        if place.is_some()
-            && let Some(stray) = self.strays.0.get_mut(&(backend, id))
-        {
-            stray.unheard |= !stray.running;
+        let judged = place.is_some_and(|place| place.vetting && place.life == Life::Sent);
+        let elsewhere = place.is_some();
+        match self.strays.0.get_mut(&(backend, id)) {
+            Some(stray) if judged && !stray.hung => {
+                self.disown(id, false);
+                self.take_up(backend, id);
+                self.begin(id);
+                return self.pursue_cancel(id);
+            }
+            Some(stray) => stray.unheard |= elsewhere && !stray.running,
+            None => {}
         }
         self.seen_elsewhere(backend, id);
     }
