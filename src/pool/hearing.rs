@@ -167,7 +167,8 @@ impl Pool {
     fn pass_on(&self, backend: BackendId, delivery: Delivery) {
         let (is_open, place) = {
             let core = self.core.lock();
-            (core.get(delivery.job).is_some(), core.place_of(delivery.job))
+            let place = core.place_of(delivery.job);
+            (place.is_some() || core.get(delivery.job).is_some(), place)
         };
         // A copy tells nothing: at a server that was declared dead, or that took so long to answer
         // the POST that another was asked.
