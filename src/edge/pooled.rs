@@ -48,9 +48,10 @@ pub(super) async fn serve(
         caller: envelope.caller.to_string().into(),
         has_origin: handshake.headers.iter().any(|(name, _)| name == "origin"),
     };
-    let stopping = gateway.stopping_hard();
+    // At once: who comes back to the next process gets what it missed.
+    let mut stopping = gateway.stopping.subscribe();
     let stop = async move {
-        stopping.await;
+        let _ = stopping.wait_for(|stopping| *stopping).await;
         StopReason::GatewayShutdown
     };
     Box::pin(serve_client(stream, pool.hub(), client, stop)).await;

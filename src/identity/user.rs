@@ -36,6 +36,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::option_option, reason = "refused, none, or a name")]
     fn name(values: &[&str]) -> Option<Option<String>> {
         read(values.iter().map(|value| value.as_bytes())).ok()
     }

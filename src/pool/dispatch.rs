@@ -286,6 +286,7 @@ impl Pool {
     /// Forgets what was kept for a job while it was open.
     fn forget(&self, job: &Job) {
         self.posted.forget(job.id);
+        self.forecasts.lock().forget(job.id);
         self.ends.lock().remove(&job.id);
         self.pins.lock().remove(&job.id);
         self.rewritten.lock().remove(&job.id);

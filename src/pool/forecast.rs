@@ -101,14 +101,20 @@ impl Forecasts {
                 due.push(n);
             }
         }
-        self.waiting.retain(|_, known| known.round == self.round);
+        // One that is on its way to a server is about to begin.
+        self.waiting.retain(|_, known| known.round == self.round || known.first.is_some());
         due
     }
 
     /// A job has begun; how far off the first reckoning was, if there was one.
     pub(super) fn begun(&mut self, job: JobId, now: Moment) -> Option<Duration> {
-        let first = self.waiting.get_mut(&job)?.first.take()?;
+        let first = self.waiting.remove(&job)?.first?;
         Duration::try_from_secs_f64((seconds(now) - first).abs()).ok()
+    }
+
+    /// A job is no more.
+    pub(super) fn forget(&mut self, job: JobId) {
+        self.waiting.remove(&job);
     }
 
     /// Nobody waits.
@@ -186,8 +192,11 @@ mod tests {
         assert_eq!(forecasts.begun(JobId(1), Moment(21_000)), Some(Duration::from_secs(10)));
         assert_eq!(forecasts.begun(JobId(1), Moment(21_000)), None);
         assert_eq!(forecasts.begun(JobId(2), Moment(21_000)), None);
-        assert!(!forecasts.is_empty());
-        forecasts.take(&[], Moment(22_000), |_| PATIENCE, |_| true);
+        assert!(forecasts.is_empty());
+        told(&mut forecasts, 22_000, 3.0);
+        forecasts.take(&[], Moment(22_001), |_| PATIENCE, |_| true);
+        assert!(!forecasts.is_empty(), "it was sent and has not begun");
+        forecasts.forget(JobId(1));
         assert!(forecasts.is_empty());
     }
 

@@ -104,7 +104,6 @@ impl Listener for Ear {
         pool.links_changed.notify_one();
         if pool.links.is_ready(backend) {
             // What happened while nobody listened has to be asked for.
-            pool.files.forget(backend);
             let there = pool.core.lock().on(backend);
             pool.retell.lock().reopened(there.iter().map(|view| view.job.id));
             pool.recovered(backend);

@@ -37,6 +37,7 @@ impl Route {
             ("history", id) if reads && is_one_segment(id) => Self::Own,
             ("interrupt" | "free", "") if posts => Self::Own,
             ("upload", "image" | "mask") if posts => Self::Own,
+            ("manager" | "customnode" | "v2", _) if is_install(method, path) => Self::Own,
             ("view", "") if reads => Self::View,
             ("users" | "settings", "") if reads || posts => Self::UserData,
             ("settings", id) if (reads || posts) && is_one_segment(id) => Self::UserData,
@@ -85,6 +86,20 @@ fn is_userdata(method: &Method, rest: &str) -> bool {
     match rest.split_once("/move/") {
         Some((file, to)) => *method == Method::POST && is_one_segment(file) && is_one_segment(to),
         None => known && is_one_segment(rest),
+    }
+}
+
+/// Whether ComfyUI-Manager is to install or update something, which then is to be everywhere. A
+/// reboot is not: all servers at once would stop everybody's prompts.
+fn is_install(method: &Method, path: &str) -> bool {
+    let path = path.strip_prefix("v2/").unwrap_or(path);
+    let starts = ["manager/queue/start", "manager/queue/reset"];
+    match *method {
+        Method::GET => starts.contains(&path),
+        Method::POST => {
+            path.starts_with("manager/queue/") || path.starts_with("customnode/install/")
+        }
+        _ => false,
     }
 }
 
@@ -142,6 +157,16 @@ mod tests {
         assert_eq!(Route::of(&Method::PATCH, "/internal/logs/subscribe"), Route::Own);
         assert_eq!(Route::of(&Method::PATCH, "/api/internal/logs/subscribe"), Route::Server);
         assert_eq!(Route::of(&Method::GET, "/internal/logs/raw"), Route::Server);
+    }
+
+    #[test]
+    fn installs_are_for_all_and_a_reboot_is_not() {
+        let all =
+            ["/manager/queue/install", "/api/v2/manager/queue/task", "/customnode/install/pip"];
+        assert_eq!(routes(&Method::POST, &all), [Route::Own; 3]);
+        let reads = ["/manager/queue/start", "/manager/queue/status", "/manager/reboot", "/v2/x"];
+        let (own, server) = (Route::Own, Route::Server);
+        assert_eq!(routes(&Method::GET, &reads), [own, server, server, server]);
     }
 
     #[test]

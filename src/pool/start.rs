@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use super::ask::Ask;
 use super::clients::Hub;
-use super::core::{Core, Input, Options};
+use super::core::{Core, Input, Options, Outcome};
 use super::errands::VERDICT_TIMEOUT;
 use super::files::uploads::Uploads;
 use super::files::{Files, Remote};
@@ -32,6 +32,7 @@ use crate::gateway::Gateway;
 use crate::logging::TARGET;
 use crate::selection::Rule;
 use crate::state::State;
+use crate::tasks::{self, Past, THE_LINE, TaskState};
 
 /// The setting under which the sids of the event sockets are kept.
 const SIDS: &str = "pool.sids";
@@ -39,7 +40,7 @@ const SIDS: &str = "pool.sids";
 const INTERRUPT_GRACE: Duration = Duration::from_secs(30);
 
 /// Jobs that ended within this time before the last process did are told again...
-const RETOLD_MS: u64 = 30_000;
+const RETOLD_MS: u64 = 10_000;
 /// ...so many at most.
 const MOST_RETOLD: usize = 1000;
 
@@ -198,6 +199,7 @@ impl Opened {
             files: pool.files.router(now.limits.body_size),
         });
         pool.tasks.keep_at_least(now.queue.max_size + 10_000);
+        pool.recall_tasks();
         pool.retell_latest();
         pool.take_up(&restored);
         pool.spawn_all(&self.userdata, fetcher);
@@ -231,6 +233,33 @@ impl Pool {
             info!(target: TARGET, "{} jobs of an earlier run go on", kept.len());
         }
         self.restore(kept);
+    }
+
+    /// Puts the jobs that had ended back into the list of tasks.
+    fn recall_tasks(&self) {
+        for job in self.journal.newest(tasks::MAX_TASKS).into_iter().rev() {
+            let (state, error) = match &job.outcome {
+                Outcome::Completed => (TaskState::Completed, None),
+                Outcome::Failed { error } => (TaskState::Failed, Some(error.clone())),
+                Outcome::Cancelled => (TaskState::Cancelled, None),
+            };
+            let backend = job.backend.as_ref().map_or(THE_LINE, |name| self.fleet.id_of(name));
+            self.tasks.remember(Past {
+                accepted: tasks::Accepted {
+                    id: job.prompt_id.to_string(),
+                    key: job.owner.key,
+                    caller: job.owner.caller.to_string(),
+                    backend,
+                    backend_name: job.backend.clone().unwrap_or_default(),
+                    breaks: 0,
+                },
+                state,
+                error,
+                attempts: job.attempts,
+                run_seconds: job.run_seconds,
+                times_ms: (job.created_ms, job.finished_ms),
+            });
+        }
     }
 
     /// What was told of the jobs that ended last may not have reached their clients.

@@ -64,10 +64,9 @@ pub(super) async fn answer(
             return Ok(Answered::Refused(refused));
         }
         Some(Fed::Broken(error)) => return Err(error),
-        Some(Fed::Whole) => {}
         // Answered before its body was read: what is left of it may be long.
-        None if !session.is_body_done() => session.set_keepalive(None),
-        None => {}
+        Some(Fed::Whole) | None if !session.is_body_done() => session.set_keepalive(None),
+        Some(Fed::Whole) | None => {}
     }
     write(session, response, cookie).await?;
     Ok(Answered::Done)
@@ -91,7 +90,7 @@ async fn feed(session: &mut Session, sender: mpsc::Sender<io::Result<Bytes>>, li
                     return Fed::TooLarge;
                 }
                 if sender.send(Ok(piece)).await.is_err() {
-                    // The service wants no more; what is left is read off with the connection.
+                    // The service wants no more.
                     return Fed::Whole;
                 }
             }

@@ -10,8 +10,8 @@
 //! to hear of changes either [subscribes](Tasks::subscribe), and may miss some when it is slow, or
 //! is the one [observer](Tasks::observe), which misses none and must be quick.
 //!
-//! Bounded: the newest 10,000 tasks, open ones evicted last. Gone after a restart; what was learnt
-//! of the backends is kept.
+//! Bounded: the newest 10,000 tasks, open ones evicted last. Those of sticky mode are gone after a
+//! restart, pool mode puts back the ended ones; what was learnt of the backends is kept.
 
 pub mod asking;
 pub mod cancel;
@@ -39,7 +39,7 @@ use crate::identity::ClientKey;
 use asking::Asker;
 use intake::Room;
 use kind::Kind;
-pub use ledger::{ClientStanding, Counts, Ledger, Mark, Placed, THE_LINE, TaskChange};
+pub use ledger::{ClientStanding, Counts, Ledger, Mark, Past, Placed, THE_LINE, TaskChange};
 use line::Outlook;
 pub use rates::{Mean, Record};
 pub use task::{Accepted, Now, TaskState, TaskView};
@@ -214,6 +214,11 @@ impl Tasks {
     /// Keeps at least so many tasks: a queue of the gateway's own may be longer than the default.
     pub fn keep_at_least(&self, tasks: usize) {
         self.ledger.lock().keep_at_least(tasks);
+    }
+
+    /// Puts back a task that an earlier process saw end; nobody is told.
+    pub fn remember(&self, past: Past) {
+        self.ledger.lock().remember(past);
     }
 
     /// Pool mode moved a task.

@@ -497,7 +497,7 @@ fn what_is_not_built_yet_is_warned_of() {
 #[test]
 fn isolation_by_user_wants_somebody_who_names_users() {
     let told = complaint("{mode: pool, backends: ['http://a'], pool: {isolation: user}}");
-    assert!(told.starts_with("pool.isolation: user"), "{told}");
+    assert!(told.starts_with("pool.isolation = user"), "{told}");
     assert!(told.contains("auth.user_header") && told.contains("server.trusted_proxies"), "{told}");
     let text = "{backends: ['http://a'], pool: {isolation: user}, auth: {user_header: X-User},\
                 limits: {per_user: {queued: 3}}}";

@@ -1,5 +1,5 @@
 //! ComfyUI's routes that the gateway answers from its own knowledge: prompts, queue, history, jobs,
-//! interrupts. Each is there with and without `/api`, except for the jobs, which are declared with
+//! interrupts; and what goes to every server. Each is there with and without `/api`, except for the jobs, which are declared with
 //! it.
 
 mod history;
@@ -17,7 +17,7 @@ use axum::body::Body;
 use axum::extract::DefaultBodyLimit;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, patch, post};
+use axum::routing::{any, get, patch, post};
 use bytes::Bytes;
 
 use super::Pool;
@@ -31,7 +31,10 @@ pub(super) fn router(pool: &Arc<Pool>) -> Router {
             .route("/history", get(history::list).post(history::change))
             .route("/history/{id}", get(history::one))
             .route("/interrupt", post(stop::interrupt))
-            .route("/free", post(stop::free))
+            .route("/free", post(stop::everywhere))
+            .route("/manager/{*rest}", any(stop::everywhere))
+            .route("/customnode/{*rest}", any(stop::everywhere))
+            .route("/v2/{*rest}", any(stop::everywhere))
     };
     let jobs = || {
         Router::new()

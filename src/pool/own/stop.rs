@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::extract::{Path, State};
+use axum::extract::{OriginalUri, Path, State};
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -87,13 +87,16 @@ pub(super) async fn interrupt(
     StatusCode::OK.into_response()
 }
 
-/// `POST /free`: to every server.
-pub(super) async fn free(
+/// `POST /free` and installs: to every server.
+pub(super) async fn everywhere(
     State(pool): State<Arc<Pool>>,
+    method: Method,
+    OriginalUri(uri): OriginalUri,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let message = Message { method: Method::POST, path: "/free".to_owned(), headers, body };
+    let path = uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
+    let message = Message { method, path, headers, body };
     let backends = reachable(&pool.fleet.view());
     broadcast(&pool.fetcher, &backends, message).await
 }

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use super::super::task::{Now, TaskState};
+use jiff::Timestamp;
+
+use super::super::task::{Accepted, Now, Task, TaskState};
 use super::{Ledger, Number};
 use crate::backend::BackendId;
 use crate::clock::Moment;
@@ -25,7 +27,48 @@ pub struct Placed {
     pub attempts: u32,
 }
 
+/// A task that ended before this process began.
+#[derive(Debug, Clone)]
+pub struct Past {
+    /// Whose it was and where.
+    pub accepted: Accepted,
+    /// How it ended.
+    pub state: TaskState,
+    /// What went wrong.
+    pub error: Option<String>,
+    /// How often it was handed to a backend.
+    pub attempts: u32,
+    /// Seconds it ran, if that is known.
+    pub run_seconds: Option<f64>,
+    /// Milliseconds since 1970 when it came, and when it ended.
+    pub times_ms: (u64, u64),
+}
+
 impl Ledger {
+    /// Puts back a task that an earlier process saw end. It counts for nothing but lists. Those that
+    /// ended first are to come first, and before the tasks of this process.
+    pub fn remember(&mut self, past: Past) {
+        let Past { accepted, state, error, attempts, run_seconds, times_ms } = past;
+        if state.is_open() || self.find(accepted.backend, &accepted.id).is_some() {
+            return;
+        }
+        let number = self.next;
+        self.next += 1;
+        let mut task = Task::new(accepted, then(times_ms.0));
+        let finished = then(times_ms.1);
+        let ran_ms = run_seconds.map(|run| (run.clamp(0.0, 1e9) * 1000.0) as u64);
+        task.started = ran_ms.map(|ran| then(times_ms.1.saturating_sub(ran).max(times_ms.0)));
+        task.finished = Some(finished);
+        (task.state, task.error, task.attempts) = (state, error, attempts);
+        task.run_seconds = run_seconds;
+        let line = self.lines.entry(task.backend).or_default();
+        line.ids.insert(Arc::clone(&task.id), number);
+        self.clients.entry(task.key).or_default().known += 1;
+        self.by_state[state as usize].insert(number);
+        self.tasks.insert(number, task);
+        self.evict();
+    }
+
     /// Keeps at least so many tasks.
     pub fn keep_at_least(&mut self, tasks: usize) {
         self.limit = self.limit.max(tasks);
@@ -101,6 +144,13 @@ impl Ledger {
         line.ids.insert(Arc::clone(&task.id), number);
         line.open.insert(number);
     }
+}
+
+/// A time before this process began, whose own clock knows nothing of it.
+fn then(ms: u64) -> Now {
+    let ms = i64::try_from(ms).unwrap_or(i64::MAX);
+    let wall = Timestamp::from_millisecond(ms).unwrap_or(Timestamp::UNIX_EPOCH);
+    Now { moment: Moment(0), wall }
 }
 
 #[cfg(test)]

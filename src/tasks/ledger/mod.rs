@@ -24,7 +24,7 @@ use crate::clock::Moment;
 use crate::comfy::history::Entry;
 use crate::comfy::queue_items::QueueItems;
 use crate::identity::ClientKey;
-pub use dispatch::{Placed, THE_LINE};
+pub use dispatch::{Past, Placed, THE_LINE};
 pub use reading::{ClientStanding, Counts};
 
 /// A task's number, given in the order of acceptance.

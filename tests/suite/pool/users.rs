@@ -78,7 +78,7 @@ async fn nobody_lists_cancels_or_interrupts_what_is_anothers() {
     // Two run, four wait; each user has one running at most.
     for seed in 0..2 {
         for (user, ids) in &mut users {
-            ids.push(user.paint(paced(seed, 3000.0)).await);
+            ids.push(user.paint(paced(seed, 500.0)).await);
         }
     }
     let runs = |heard: &[Heard]| heard.iter().any(|one| one.name() == "execution_start");
@@ -219,7 +219,7 @@ async fn one_user_has_only_so_many_prompts_waiting_and_per_minute() {
     let limits = json!({"limits": {"per_user": {"queued": 2, "prompts_per_minute": 4}}});
     let gateway = started(by_user(&farm, limits), &farm).await;
     let (anna, ben) = (page(&gateway, "anna").await, page(&gateway, "ben").await);
-    anna.paint(paced(0, 3000.0)).await;
+    anna.paint(paced(0, 500.0)).await;
     anna.until(|heard| heard.iter().any(|one| one.name() == "execution_start")).await;
     let first = anna.paint(paced(1, 300.0)).await;
     anna.paint(paced(2, 300.0)).await;
@@ -246,7 +246,7 @@ async fn one_user_has_only_so_many_prompts_running() {
     let limits = json!({"limits": {"per_user": {"running": 1}}});
     let gateway = started(by_user(&farm, limits), &farm).await;
     let (anna, ben) = (page(&gateway, "anna").await, page(&gateway, "ben").await);
-    let first = anna.paint(paced(0, 3000.0)).await;
+    let first = anna.paint(paced(0, 500.0)).await;
     anna.until(|heard| heard.iter().any(|one| one.name() == "execution_start")).await;
     let second = anna.paint(paced(1, 0.1)).await;
     let id = ben.paint(paced(2, 0.1)).await;
@@ -265,7 +265,7 @@ async fn a_prompt_goes_first_by_its_own_word_where_that_counts() {
         let keys = json!({"queue": {"priority": priority}});
         let gateway = started(setup(&farm).with(keys), &farm).await;
         let user = Painter::connect(&gateway.data, "page").await;
-        user.paint(paced(0, 3000.0)).await;
+        user.paint(paced(0, 500.0)).await;
         user.until(|heard| heard.iter().any(|one| one.name() == "execution_start")).await;
         let mut ids = Vec::new();
         for wish in [0, 7] {
@@ -321,7 +321,7 @@ async fn long_prompts_get_no_more_gpu_time_than_short_ones() {
     let keys = json!({"queue": {"fairness": "gpu_time"}});
     let gateway = started(by_user(&farm, keys), &farm).await;
     let (anna, ben) = (page(&gateway, "anna").await, page(&gateway, "ben").await);
-    let holds = anna.paint(paced(0, 3000.0)).await;
+    let holds = anna.paint(paced(0, 500.0)).await;
     anna.until(|heard| heard.iter().any(|one| one.name() == "execution_start")).await;
     for seed in 1..=10 {
         anna.paint(paced(seed, 10.0)).await;

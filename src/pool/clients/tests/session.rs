@@ -140,11 +140,16 @@ fn flags_hold_for_the_socket_and_over_a_gap() {
     assert!(session.wants_metadata(NOW));
     session.detached(false, NOW);
     assert!(session.wants_metadata(NOW), "a page that reloads queues before it is back");
-    session.attached(NOW, &Attach { has_origin: true, ..attach(ClientEvents::Auto) });
-    assert!(session.wants_metadata(NOW), "it repeats them at once");
+    let page = Attach { has_origin: true, ..attach(ClientEvents::Auto) };
+    session.attached(NOW, &page);
+    assert!(session.wants_metadata(NOW));
     assert!(!session.wants_metadata(Moment(60_000)), "the new socket never said so");
     session.heard(First::Other, || unreachable!());
     assert!(!session.wants_metadata(NOW));
+    session.heard(First::Flags { metadata: true }, || features(&true.into()));
+    session.detached(true, NOW);
+    session.attached(NOW, &attach(ClientEvents::Auto));
+    assert!(!session.wants_metadata(NOW), "a program says so anew, or does not");
 }
 
 #[test]

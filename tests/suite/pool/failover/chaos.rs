@@ -104,7 +104,7 @@ async fn every_prompt_ends_right_though_backends_and_gateway_are_killed_all_the_
     let mut repeats = 0;
     for (client, prompt, seed) in &prompts {
         client.succeeded(prompt, *seed).await;
-        attempts.push(farm.task(prompt).await["attempts"].as_u64().unwrap_or_default());
+        attempts.push(farm.task(prompt).await["attempts"].as_u64().unwrap());
         repeats += client.last_words(prompt).len() - 2;
     }
     let history = clients[0].get("/history").await.unwrap();
