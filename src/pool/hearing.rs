@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::Pool;
 use super::announced::Announced;
-use super::core::{Input, Phase};
+use super::core::Input;
 use super::events::{Attribution, Directory, Flavour, Kind, Known, Rewrite, Verdict, parse};
 use super::files::prefix;
 use super::frame::{Delivery, Frame, Meaning};
@@ -133,10 +133,18 @@ impl Listener for Ear {
 impl Pool {
     fn act_on(self: &Arc<Self>, backend: BackendId, verdict: Verdict, now: Moment) {
         self.lived(backend, verdict.depth, now);
+        // A job that was judged elsewhere is where it begins, and only from there it is told of.
+        let (first, input) = match verdict.input {
+            Some(input @ Input::Started { .. }) => (Some(input), None),
+            input => (None, input),
+        };
+        if let Some(input) = first {
+            self.tell(input);
+        }
         if let Some(delivery) = verdict.delivery {
             self.pass_on(backend, delivery);
         }
-        if let Some(input) = verdict.input {
+        if let Some(input) = input {
             if matches!(input, Input::Finished { .. }) {
                 self.recovered(backend);
             }
@@ -156,9 +164,14 @@ impl Pool {
     /// history entry is here: clients ask for it as soon as they hear that, and until then the
     /// prompt may be lost with its backend, to run again.
     fn pass_on(&self, backend: BackendId, delivery: Delivery) {
-        let phase = self.core.lock().get(delivery.job).map(|view| view.phase);
-        // A copy that runs at a server that was declared dead tells nothing.
-        let is_copy = phase.and_then(Phase::backend).is_some_and(|at| at != backend);
+        let (is_open, place) = {
+            let core = self.core.lock();
+            let place = core.place_of(delivery.job);
+            (place.is_some() || core.get(delivery.job).is_some(), place)
+        };
+        // A copy tells nothing: at a server that was declared dead, or that took so long to answer
+        // the POST that another was asked.
+        let is_copy = place.is_some_and(|at| at != backend);
         // Until it is held, so that the job's end, which takes what is held, finds it or knows that
         // it has to be retold.
         let mut retell = self.retell.lock();
@@ -166,7 +179,7 @@ impl Pool {
             return;
         }
         let closes = matches!(delivery.meaning, Meaning::Terminal | Meaning::End);
-        if closes && phase.is_some() {
+        if closes && is_open {
             self.ends.lock().entry(delivery.job).or_default().push(delivery);
             self.end_heard.notify_waiters();
             return;

@@ -17,7 +17,7 @@ impl Core {
     pub(super) fn started(&mut self, backend: BackendId, id: JobId) {
         let now = self.now;
         let Some(place) = self.place_at(id, backend) else {
-            return self.seen_elsewhere(backend, id);
+            return self.begun_elsewhere(backend, id);
         };
         if place.life == Life::Ending {
             return;

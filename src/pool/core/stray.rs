@@ -35,6 +35,8 @@ struct Stray {
     running: bool,
     /// It showed no life: never to be taken up again.
     hung: bool,
+    /// It began while its job was elsewhere, so that its owner was not told: not to be taken up.
+    unheard: bool,
     since: Moment,
     tries: u32,
 }
@@ -97,6 +99,7 @@ impl Core {
             taking,
             running: life == Life::Running,
             hung,
+            unheard: false,
             since: self.now,
             tries: 0,
         };
@@ -215,8 +218,9 @@ impl Core {
 
     /// A copy runs: its job takes it up if it waits for a lane, else it is interrupted.
     fn stray_runs(&mut self, backend: BackendId, id: JobId) {
-        let hung = self.strays.0.get(&(backend, id)).is_some_and(|stray| stray.hung);
-        if self.line.contains(id) && !hung {
+        let stray = self.strays.0.get(&(backend, id));
+        let of_use = stray.is_none_or(|stray| !stray.hung && !stray.unheard);
+        if self.line.contains(id) && of_use {
             self.take_up(backend, id);
         } else {
             self.stop_stray(backend, id);
@@ -247,12 +251,32 @@ impl Core {
         self.doubt(id);
     }
 
+    /// A copy has begun to run: the job is there, if elsewhere it is only judged.
+    pub(super) fn begun_elsewhere(&mut self, backend: BackendId, id: JobId) {
+        let place = self.entries.get(&id).and_then(|entry| entry.place.as_ref());
+        let judged = place.is_some_and(|place| place.vetting && place.life == Life::Sent);
+        let elsewhere = place.is_some();
+        match self.strays.0.get_mut(&(backend, id)) {
+            Some(stray) if judged && !stray.hung => {
+                self.disown(id, false);
+                self.take_up(backend, id);
+                self.begin(id);
+                return self.pursue_cancel(id);
+            }
+            Some(stray) => stray.unheard |= elsewhere && !stray.running,
+            None => {}
+        }
+        self.seen_elsewhere(backend, id);
+    }
+
     /// Events or a reading show a job at a place where it is not believed to be.
     pub(super) fn seen_elsewhere(&mut self, backend: BackendId, id: JobId) {
+        let mut unheard = false;
         if let Some(stray) = self.strays.0.get_mut(&(backend, id)) {
             (stray.running, stray.hung) = (true, false);
+            unheard = stray.unheard;
         }
-        if self.line.contains(id) {
+        if self.line.contains(id) && !unheard {
             self.take_up(backend, id);
         } else if self.strays.0.contains_key(&(backend, id)) {
             self.ask_stray(backend, id);
@@ -272,6 +296,7 @@ impl Core {
             taking: false,
             running: false,
             hung: false,
+            unheard: false,
             since: self.now,
             tries: 0,
         };

@@ -34,6 +34,11 @@ impl Core {
         self.entries.get(&id).and_then(view)
     }
 
+    /// The backend where a job is, accepted or before its verdict.
+    pub fn place_of(&self, id: JobId) -> Option<BackendId> {
+        self.entries.get(&id)?.place.as_ref().map(|place| place.lane)
+    }
+
     /// The job with a prompt id, accepted or before its verdict.
     pub fn find(&self, prompt_id: &str) -> Option<JobId> {
         self.by_prompt.get(prompt_id).copied()

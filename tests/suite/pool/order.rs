@@ -154,6 +154,10 @@ pub(crate) fn check(session: &Session, rules: &Rules<'_>) -> Vec<String> {
                 problems.push("a preview before the progress that it belongs to".to_owned());
             }
         }
+        // When a prompt will run is told at any time.
+        if note.is("comfygate_eta") {
+            continue;
+        }
         let Some(prompt) = note.prompt() else { continue };
         if (rules.anonymous)(prompt) {
             if !["progress_state", "progress", "execution_interrupted"].iter().any(|k| note.is(k)) {

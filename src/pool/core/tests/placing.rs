@@ -183,6 +183,28 @@ fn a_slow_lane_is_not_waited_for_when_another_can_judge() {
 }
 
 #[test]
+fn a_job_that_begins_where_its_verdict_is_late_is_there_and_not_where_it_is_judged() {
+    let mut farm = Farm::of([lane(0), lane(1)]);
+    for id in [1, 2] {
+        let at: u32 = farm.submit(job(id, 1))[0][7..].parse().unwrap();
+        farm.accepted(id, 1);
+        farm.started(id, at);
+    }
+    let slow: u32 = farm.submit(job(3, 1))[0][6..].parse().unwrap();
+    farm.after(300);
+    assert_eq!(farm.core.place_of(JobId(3)), Some(BackendId(1 - slow)));
+    assert!(farm.started(3, slow).contains(&format!("take 3 {}", 1 - slow)));
+    assert_eq!(farm.core.place_of(JobId(3)), Some(BackendId(slow)));
+    assert!(farm.accepted(3, VETTING | 1).contains(&"accept 3".to_owned()));
+    assert_eq!(farm.core.waiting(), 0);
+    farm.accepted(3, VETTING | 2);
+    farm.gone(3, VETTING | 2);
+    farm.finished(3, slow);
+    let told = farm.told(3, slow, VETTING | 1, ended(Outcome::Completed));
+    assert_eq!(told, ["ended 3 Completed"]);
+}
+
+#[test]
 fn a_prompt_that_never_left_is_put_to_another_lane() {
     let mut farm = Farm::of([lane(0), lane(1)]);
     let first = farm.submit(job(1, 1))[0].clone();
