@@ -157,7 +157,7 @@ pub(super) fn check_keys(node: &Node<'_>, shape: &Shape) {
     match (shape, node.value()) {
         (Leaf, _) | (_, None) => {}
         (Map(keys), Some(Value::Mapping(_))) => check_map(node, keys),
-        (Map(keys), Some(_)) => node.problem(format!("give a map of {}", names(keys))),
+        (Map(keys), Some(_)) => node.unknown(format!("give a map of {}", names(keys))),
         (Items(keys), Some(Value::Sequence(_))) => {
             for item in node.items() {
                 match item.value() {

@@ -142,7 +142,8 @@ impl<'a> Node<'a> {
         self.problem_with("MASKED".to_owned(), cure);
     }
 
-    /// Notes an unknown key, whose value shows only when its name promises no secret.
+    /// Notes an unknown key, or a value of another shape; it shows only when the key's name promises
+    /// no secret.
     pub(super) fn unknown(&self, cure: String) {
         let key = self.key().to_lowercase();
         let secret = ["tok", "sec", "pass", "key", "auth", "cred"];

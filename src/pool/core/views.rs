@@ -85,7 +85,9 @@ impl Core {
         all.extend(self.line.order().filter_map(|id| self.get(id)));
         for view in judged {
             let before = |other: &JobView| {
-                other.job.owner.key == view.job.owner.key && other.job.number > view.job.number
+                let (own, same) = (&view.job, other.job.owner.key == view.job.owner.key);
+                let later = same && other.job.number > own.number;
+                other.job.priority < own.priority || other.job.priority == own.priority && later
             };
             let place = all[sent..].iter().position(before).map_or(all.len(), |at| sent + at);
             all.insert(place, view);

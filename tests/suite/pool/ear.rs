@@ -220,6 +220,8 @@ impl Session {
                 self.depth = data["status"]["exec_info"]["queue_remaining"].as_u64();
                 return;
             }
+            // The gateway's own; a ComfyUI knows no such event.
+            "comfygate_eta" => return,
             "progress_state" => data = json!({"prompt_id": data["prompt_id"]}),
             _ => {}
         }
