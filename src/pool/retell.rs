@@ -6,7 +6,7 @@
 //! `execution_…` message that history keeps, and `executing` with a null node. After a restart of
 //! the gateway nothing is known to have passed: all of it is told, again perhaps, and identically.
 //!
-//! Pure. Bounds: one entry for each job that is open, with [`MAX_NODES`] nodes at most; the texts
+//! Pure. Bounds: one entry for each job that is open, with `MAX_NODES` nodes at most; the texts
 //! are made only when they are missing. What comes of a job that has ended is not passed on any
 //! more, since it has been retold.
 

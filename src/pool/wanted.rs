@@ -2,7 +2,7 @@
 //! prompt, and an entry of the doctor's for a day.
 //!
 //! `/object_info` is a hint, so that this is noted only when a server has refused the job. Bounds:
-//! [`MAX`] kinds and [`MAX`] items; a line names [`NAMED`] servers and [`NAMED`] items of each.
+//! `MAX` kinds and `MAX` items; a line names `NAMED` servers and `NAMED` items of each.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -7,7 +7,7 @@
 //!    job's file. Where callers are isolated, only what their own jobs made.
 //! 3. A custom node's route: to where the caller's only running job is.
 //! 4. Everything else to the caller's home, as in sticky mode. A custom node may answer there by a
-//!    message to the caller's client, for which that gets a [companion](super::companions).
+//!    message to the caller's client, for which that gets a companion.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! The only [`ProxyHttp`]: Pingora's phases in their order, each a few lines.
 //!
-//! [`journey`] is what is known of a request on its way, [`failing`] what becomes of one whose
-//! connection failed, [`local`] answers one without any backend.
+//! `journey` is what is known of a request on its way, `failing` what becomes of one whose
+//! connection failed, `local` answers one without any backend.
 
 mod failing;
 mod journey;

@@ -2,9 +2,9 @@
 //! it, interrupt it.
 //!
 //! Two habits keep a prompt from running twice or never. **A prompt is posted on a connection of
-//! its own** ([`post`]): on one that was kept alive the backend's close could cross the prompt's
+//! its own** (`post`): on one that was kept alive the backend's close could cross the prompt's
 //! way, and nobody could tell whether it was queued. And **the queue is looked at before history**
-//! ([`look`]): a prompt moves from one to the other in one step and never back, so that one which
+//! (`look`): a prompt moves from one to the other in one step and never back, so that one which
 //! is in neither is not there. Everything else may be asked twice, so it goes over connections that
 //! are kept, and once more when such a one turns out to be closed.
 //!

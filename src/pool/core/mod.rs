@@ -4,18 +4,18 @@
 //! to a list of [`Action`]s. It meets no socket, clock or random source of its own, so that a
 //! simulation can drive it through years of failures, and the shell around it is only plumbing.
 //!
-//! A job's way, file by file: [`placing`] puts a new one to a server that judges it and sends
-//! waiting ones to free lanes; [`verdict`] hears the server's word; [`taking`] hears of prompts
-//! taken back into the [line](crate::pool::line); [`running`] follows events, [`reading`] whole
-//! readings of a queue; [`asking`] asks a backend what it knows of a job; [`ending`] ends it.
-//! [`failover`] deals with lanes that come, go and die, [`silence`] with prompts that show no life,
-//! [`stray`] with copies of a job at places where it no longer belongs, [`ahead`] with prompts that
-//! wait behind another, [`sharing`] with callers that have enough, [`cancel`] with owners' wishes. What is known: [`entry`] of a job, [`lane`]
-//! of a backend, [`able`] of who can run what, [`learnt`] of run times. [`timers`] tells when to
-//! look again, [`views`] shows it all.
+//! A job's way, file by file: `placing` puts a new one to a server that judges it and sends
+//! waiting ones to free lanes; `verdict` hears the server's word; `taking` hears of prompts
+//! taken back into the [line](crate::pool::line); `running` follows events, `reading` whole
+//! readings of a queue; `asking` asks a backend what it knows of a job; `ending` ends it.
+//! `failover` deals with lanes that come, go and die, `silence` with prompts that show no life,
+//! `stray` with copies of a job at places where it no longer belongs, `ahead` with prompts that
+//! wait behind another, `sharing` with callers that have enough, `cancel` with owners' wishes. What is known: `entry` of a job, `lane`
+//! of a backend, `able` of who can run what, `learnt` of run times. `timers` tells when to
+//! look again, `views` shows it all.
 //!
 //! Bounds: everything goes with the accepted jobs, the lanes, and at most
-//! [`stray::MAX_STRAYS`] strays. Hazard: a job is moved only through `Core::unplace`, `Core::seat`
+//! `stray::MAX_STRAYS` strays. Hazard: a job is moved only through `Core::unplace`, `Core::seat`
 //! and `Core::tell`, which keep the lanes' sets and the journal's phases right.
 
 mod able;

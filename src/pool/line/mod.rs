@@ -4,7 +4,7 @@
 //! among callers, then a caller's own order (`number`, arrival). Jobs are grouped in classes by the
 //! set of lanes able to run them ([`LaneSet`]), so that a freed lane looks at one head per class,
 //! and a farm of equals has one class however many workflows it runs. Within a class and level the
-//! callers take turns by start-time fair queueing ([`turns`]).
+//! callers take turns by start-time fair queueing (`turns`).
 //!
 //! A turn counts wherever the same lanes are at stake: a dispatch is charged to the caller's place
 //! in every class that shares a lane with the job's, and a lane's dispatch moves the virtual time

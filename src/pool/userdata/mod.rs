@@ -7,7 +7,7 @@
 //!
 //! **Bounds.** A body is at most as long as the caller allows, settings 16 MiB, a user's files and
 //! folders 100,000, users 10,000, listings as long as that allows. **Hazards.** Names come from
-//! clients: [`place`] keeps them in their user's folder. Merging settings reads, changes and
+//! clients: `place` keeps them in their user's folder. Merging settings reads, changes and
 //! writes a file, and so holds the user's lock; nothing but blocking calls happens under it.
 //!
 //! It differs from ComfyUI 0.8.0 where that would run a user's file in everybody's browser: HTML,
