@@ -4,6 +4,7 @@
 //! with those words as `null`.
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 const WORDS: [&[u8]; 3] = [b"NaN", b"-Infinity", b"Infinity"];
 
@@ -16,6 +17,18 @@ pub fn from_slice<T: DeserializeOwned>(text: &[u8]) -> Result<T, serde_json::Err
             cleaned.map_or(Err(error), |cleaned| serde_json::from_slice(&cleaned))
         }
         other => other,
+    }
+}
+
+/// What Python takes for true: `bool(value)`.
+pub fn truthy(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::Bool(on) => *on,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(map) => !map.is_empty(),
     }
 }
 
@@ -51,7 +64,7 @@ fn without_words(text: &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     #[test]
     fn pythons_numbers_are_null_and_strings_stay() {

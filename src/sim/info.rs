@@ -182,7 +182,7 @@ pub(super) async fn subscribe(State(core): State<Arc<Core>>, body: Bytes) -> Ans
     let body = json_body(&body)?;
     let client = body.get("clientId").and_then(Value::as_str).ok_or(Refusal::Crash)?;
     let enabled = body.get("enabled").ok_or(Refusal::Crash)?;
-    core.hub.subscribe_log(client, super::validate::truthy(enabled));
+    core.hub.subscribe_log(client, crate::comfy::lenient::truthy(enabled));
     Ok(empty(StatusCode::OK))
 }
 

@@ -14,7 +14,8 @@ use super::Core;
 use super::queue::Item;
 use super::reply::{Answer, Query, Refusal, bad, empty, object, ok_json};
 use super::trace::Mark;
-use super::validate::{error, plain, refusal, truthy, validate};
+use super::validate::{error, plain, refusal, validate};
+use crate::comfy::lenient::truthy;
 
 /// Keys of `extra_data` that never show.
 const SECRETS: [&str; 2] = ["auth_token_comfy_org", "api_key_comfy_org"];

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::nodes::{Class, Nodes, recorded};
 use super::reply::python_json;
+use crate::comfy::lenient::truthy;
 
 /// Links are followed this deep, as Python's recursion limit would stop them too.
 const MAX_DEPTH: usize = 64;
@@ -375,18 +376,6 @@ fn convert(kind: &str, value: &Value) -> Result<Value, String> {
         "STRING" => Ok(Value::String(plain(value))),
         "BOOLEAN" => Ok(Value::Bool(truthy(value))),
         _ => Ok(value.clone()),
-    }
-}
-
-/// `bool(value)`.
-pub(super) fn truthy(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(on) => *on,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(map) => !map.is_empty(),
     }
 }
 

@@ -20,9 +20,8 @@ use super::super::submission;
 use super::super::submission::jobs::{Page, Summary, Writer, history as written};
 use super::super::visit::Visit;
 use super::prompt::{Answer, Before};
-use super::stop::truthy;
 use super::{json, server_error};
-use crate::comfy::lenient;
+use crate::comfy::lenient::{self, truthy};
 
 /// Entries that are read at a time.
 const AT_ONCE: usize = 16;

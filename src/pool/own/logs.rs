@@ -12,8 +12,7 @@ use serde_json::Value;
 use super::super::Pool;
 use super::super::visit::Visit;
 use super::server_error;
-use super::stop::truthy;
-use crate::comfy::lenient;
+use crate::comfy::lenient::{self, truthy};
 
 /// `PATCH /internal/logs/subscribe`. Of a `clientId` that is not there, or not the caller's,
 /// nothing comes, as with ComfyUI.

@@ -22,7 +22,7 @@ use super::super::merged::{Message, broadcast};
 use super::super::visit::Visit;
 use super::queue::runs;
 use super::{json as reply, server_error};
-use crate::comfy::lenient;
+use crate::comfy::lenient::{self, truthy};
 
 /// `POST /queue`.
 pub(super) async fn queue(
@@ -47,18 +47,6 @@ pub(super) async fn queue(
         }
     }
     StatusCode::OK.into_response()
-}
-
-/// What Python takes for true.
-pub(super) fn truthy(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(on) => *on,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(map) => !map.is_empty(),
-    }
 }
 
 /// `POST /interrupt`.
