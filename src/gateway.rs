@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::affinity::Seconds;
 use crate::affinity::{AffinityMap, Clock, whole_seconds};
+use crate::auth::Auth;
 use crate::backend::{Backend, BackendId, Wanted};
 use crate::clock::Moment;
 use crate::config::Config;
@@ -54,6 +55,8 @@ pub struct Gateway {
     pub trusted: ArcSwap<TrustedProxies>,
     /// Signs cookies and tabs.
     pub signing_key: SigningKey,
+    /// Who may come in.
+    pub auth: Auth,
     /// The prompts that passed.
     pub tasks: Arc<Tasks>,
     /// The farm as one ComfyUI, in pool mode.
@@ -120,6 +123,7 @@ impl Gateway {
         let affinity = Arc::new(AffinityMap::new(config.session.ttl, config.session.max_clients));
         Self {
             trusted: ArcSwap::from_pointee(TrustedProxies::new(&config.server.trusted_proxies)),
+            auth: Auth::new(&config, signing_key.clone()),
             config: Arc::new(ArcSwap::from_pointee(config)),
             fleet,
             prober,

@@ -13,6 +13,8 @@ pub enum StopReason {
     BackendDisabled,
     /// The backend is no longer configured.
     BackendRemoved,
+    /// The client may no longer be here: its key or login ended.
+    AccessEnded,
     /// The gateway itself is going.
     GatewayShutdown,
 }
@@ -24,6 +26,7 @@ impl StopReason {
             Self::BackendDown => (1012, "backend down"),
             Self::BackendDisabled => (1012, "backend disabled"),
             Self::BackendRemoved => (1012, "backend removed"),
+            Self::AccessEnded => (1008, "access ended"),
             Self::GatewayShutdown => (1001, "gateway shutting down"),
         }
     }
@@ -77,6 +80,7 @@ impl EndCause {
             Self::Stopped(StopReason::BackendDown) => "backend_down",
             Self::Stopped(StopReason::BackendDisabled) => "backend_disabled",
             Self::Stopped(StopReason::BackendRemoved) => "backend_removed",
+            Self::Stopped(StopReason::AccessEnded) => "access_ended",
             Self::Stopped(StopReason::GatewayShutdown) => "gateway_shutdown",
             Self::Refused { error: FrameError::Malformed, .. } => "malformed_frame",
             Self::Refused { error: FrameError::TooBig, .. } => "frame_too_big",

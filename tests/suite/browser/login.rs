@@ -1,0 +1,83 @@
+//! A login in a real browser: the page, the cookie that its WebSocket carries, and what an evil page
+//! can do with it.
+
+use serde_json::json;
+
+use super::farm::Farm;
+use super::{Tools, evil_site, loads_and_runs};
+use crate::support::chrome::Chrome;
+use crate::support::{PATIENCE, eventually};
+
+async fn log_in(chrome: &Chrome, password: &str) {
+    chrome.until("document.querySelector('#password') !== null").await;
+    let fill = format!(
+        "document.getElementById('user').value = 'anna';
+         document.getElementById('password').value = '{password}';
+         document.querySelector('button').click()"
+    );
+    chrome.run(&fill).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_logs_in_and_works_and_an_evil_page_cannot_in_their_name() {
+    let Some(tools) = Tools::find() else { return };
+    let password_hash = comfygate::auth::password::hash("hunter2").unwrap();
+    let users = json!([{"name": "anna", "password_hash": password_hash, "rights": ["admin"]}]);
+    let keys = json!({"auth": {"users": users}, "health_check": {"push": false}});
+    let farm = Farm::with(1, Some(&tools.web_root), keys).await;
+    let chrome = Chrome::start(&tools.programs).await;
+
+    chrome.client.goto(&farm.url).await.unwrap();
+    log_in(&chrome, "wrong").await;
+    chrome.until("document.querySelector('#wrong') !== null").await;
+    assert_eq!(Farm::seen(&farm.sims[0], "GET", "/"), 0);
+    log_in(&chrome, "hunter2").await;
+    chrome.until("document.title === 'ComfyUI'").await;
+    assert_eq!(chrome.run("return document.cookie.includes('comfygate_login')").await, false);
+    loads_and_runs(&chrome, &farm.url).await;
+    let caller = "return (await (await fetch('/lb/session')).json()).caller";
+    assert_eq!(chrome.run(caller).await, "anna");
+
+    // The evil page is visited by somebody who is logged in here.
+    let posts = Farm::seen(&farm.sims[0], "POST", "/api/prompt");
+    let sockets = Farm::seen(&farm.sims[0], "GET", "/ws");
+    let port = evil_site().await;
+    for host in ["localhost", "127.0.0.1"] {
+        chrome.new_tab().await;
+        let url = format!("http://{host}:{port}/?{host}#{}", farm.url);
+        chrome.client.goto(&url).await.unwrap();
+        assert_eq!(chrome.run("return await attack()").await, "closed", "{host}");
+        // A link that a server would act on, though it is a mere GET.
+        chrome.run(&format!("location.href = '{}/manager/reboot'", farm.url)).await;
+        eventually("the link's reply", PATIENCE, async || {
+            let source = chrome.client.source().await;
+            source.is_ok_and(|source| source.contains(r#""type":"forbidden""#))
+        })
+        .await;
+    }
+    assert_eq!(Farm::seen(&farm.sims[0], "POST", "/api/prompt"), posts);
+    assert_eq!(Farm::seen(&farm.sims[0], "GET", "/ws"), sockets);
+    assert_eq!(Farm::seen(&farm.sims[0], "GET", "/manager/reboot"), 0);
+
+    chrome.new_tab().await;
+    chrome.client.goto(&format!("{}/lb/login", farm.url)).await.unwrap();
+    chrome.run("document.querySelector('button').click()").await;
+    chrome.until("document.querySelector('#password') !== null").await;
+    chrome.client.goto(&farm.url).await.unwrap();
+    chrome.until("location.pathname === '/lb/login'").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_strangers_name_for_our_address_is_not_our_page() {
+    let Some(tools) = Tools::find() else { return };
+    let keys = json!({"server": {"public_names": ["127.0.0.1"]}, "health_check": {"push": false}});
+    let farm = Farm::with(1, None, keys).await;
+    let chrome = Chrome::start(&tools.programs).await;
+    let port = farm.url.rsplit(':').next().unwrap();
+    // `localhost` is no stranger; a name that resolves here is, and Chromium resolves all below it.
+    for (host, status) in [("127.0.0.1", 200), ("localhost", 200), ("evil.localhost", 403)] {
+        chrome.client.goto(&format!("http://{host}:{port}/")).await.unwrap();
+        let post = "return (await fetch('/api/interrupt', {method: 'POST', body: '{}'})).status";
+        assert_eq!(chrome.run(post).await, status, "{host}");
+    }
+}
