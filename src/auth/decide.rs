@@ -18,6 +18,9 @@ use crate::config;
 use crate::identity::tab::is_page_navigation;
 use crate::rejection::{Kind, Rejection};
 
+/// What a query's value may not hold as it is.
+const VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.');
+
 /// A request, as far as it matters who may send it.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
@@ -179,8 +182,6 @@ fn not_known(table: &Table, request: &Request<'_>) -> Refusal {
     if !navigates || !table.has_login_page() {
         return unauthorized(table, "this gateway wants to know who asks").into();
     }
-    /// What a query's value may not hold as it is.
-    const VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/').remove(b'-').remove(b'_').remove(b'.');
     let next = utf8_percent_encode(request.sent, VALUE);
     Refusal::Answer(Box::new(Answer::redirect(&format!("{LOGIN}?next={next}"))))
 }

@@ -42,13 +42,13 @@ use tokio::sync::watch;
 
 use crate::affinity::Seconds;
 use crate::clock::Moment;
-use crate::config::{Config, Forward, Secret};
+use crate::config::{Config, Secret};
 use crate::identity::session::SigningKey;
 use crate::rejection::{Kind, Rejection};
 use attempts::Attempts;
 use credential::Credential;
 pub use decide::{Pass, Proof, Refusal, Request, decide};
-use forward::{Asker, Subrequest, Word};
+use forward::{Asker, Word};
 use grant::Grant;
 use login::{Login, Logouts};
 use memory::Memory;
@@ -187,14 +187,13 @@ impl Auth {
             return Ok(Proof::Login(account, login));
         }
         let Some(forward) = &table.forward else { return Ok(Proof::Nothing) };
-        let word = match arrival.told {
-            Some(Told::Forward(word)) => word,
-            _ => {
-                let question = (arrival.question)(forward);
-                match self.asker.remembers(&question, &self.secret) {
-                    Some(user) => Word::Yes { user, cookies: Vec::new() },
-                    None => return Err(Unproven::Need(Need::Forward(Arc::clone(forward)))),
-                }
+        let word = if let Some(Told::Forward(word)) = arrival.told {
+            word
+        } else {
+            let question = (arrival.question)(forward);
+            match self.asker.remembers(&question, &self.secret) {
+                Some(user) => Word::Yes { user, cookies: Vec::new() },
+                None => return Err(Unproven::Need(Need::Forward(Arc::clone(forward)))),
             }
         };
         match word {

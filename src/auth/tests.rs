@@ -3,8 +3,9 @@
 
 use http::{HeaderName, HeaderValue, Method};
 
+use super::forward::Subrequest;
 use super::*;
-use crate::config::parse;
+use crate::config::{Forward, parse};
 use crate::rejection::Rejection;
 use password::tests::cheap;
 
@@ -376,7 +377,17 @@ async fn an_address_that_guesses_is_told_to_wait() {
     for n in 0..10 {
         assert_eq!(by_password(&auth, "anna", &format!("guess{n}")).await.0, 401);
     }
-    assert_eq!(by_password(&auth, "anna", "anna").await.0, 429);
+    // Every 6 seconds one more is looked at, so a slow machine may have to show some more.
+    let mut told = by_password(&auth, "anna", "anna").await.0;
+    for _ in 0..50 {
+        if told == 429 {
+            break;
+        }
+        by_password(&auth, "anna", "guess").await;
+        auth.verified.clear();
+        told = by_password(&auth, "anna", "anna").await.0;
+    }
+    assert_eq!(told, 429);
     let elsewhere = auth.check("anna", Secret::new("anna"), [10, 0, 0, 2].into()).await;
     assert!(matches!(elsewhere, Verdict::Right(_)));
 }

@@ -220,17 +220,16 @@ fn keys(node: &Node<'_>) -> Vec<ApiKey> {
                 "use sha256: and 64 digits, as `comfygate key new NAME` prints it".to_owned(),
             );
         }
-        Some(ApiKey {
-            name: required_name(&item.get("name"))?,
-            hash: hash?,
-            expires: expires
-                .text("use a date or a time, such as 2027-01-31T12:00:00Z", |text| end_of(&text)),
-            rate: item
-                .get("rate")
-                .text("use a rate, such as 10/s, 600/m or 5000/h", |text| Rate::parse(&text)),
-            routes: rules(&item.get("routes")),
-            admin: is_admin(&item.get("rights")),
-        })
+        // Everything is looked at before anything that is missing ends this.
+        let name = required_name(&item.get("name"));
+        let expires = expires
+            .text("use a date or a time, such as 2027-01-31T12:00:00Z", |text| end_of(&text));
+        let rate = item.get("rate");
+        let rate =
+            rate.text("use a rate, such as 10/s, 600/m or 5000/h", |text| Rate::parse(&text));
+        let routes = rules(&item.get("routes"));
+        let admin = is_admin(&item.get("rights"));
+        Some(ApiKey { name: name?, hash: hash?, expires, rate, routes, admin })
     });
     let mut seen = (HashSet::new(), HashSet::new());
     if !keys.iter().all(|key| seen.0.insert(&key.name) && seen.1.insert(key.hash)) {
@@ -252,12 +251,12 @@ fn users(node: &Node<'_>) -> Vec<User> {
         {
             hash_node.masked_problem(cure.to_owned());
         }
-        let name = required_name(&item.get("name"))?;
+        let (name, admin) = (required_name(&item.get("name")), is_admin(&item.get("rights")));
         // Basic has no way to say a name with a colon.
-        if name.contains(':') {
+        if name.as_ref().is_some_and(|name| name.contains(':')) {
             item.get("name").problem("use a name without a colon".to_owned());
         }
-        Some(User { name, password_hash: hash?, admin: is_admin(&item.get("rights")) })
+        Some(User { name: name?, password_hash: hash?, admin })
     });
     let mut seen = HashSet::new();
     if !users.iter().all(|user| seen.insert(&user.name)) {
@@ -276,14 +275,12 @@ fn forward(node: &Node<'_>) -> Option<Forward> {
         url_node.masked_problem(cure.to_owned());
     }
     let (second, hour) = (Duration::from_secs(1), Duration::from_hours(1));
-    Some(Forward {
-        url: url?,
-        user_header: header(&node.get("user_header"), "use a header name, such as Remote-User")
-            .unwrap_or_else(|| "remote-user".to_owned()),
-        headers: headers(&node.get("headers")),
-        timeout: node.get("timeout").duration(5 * second, Duration::from_millis(10)..=60 * second),
-        cache: node.get("cache").duration(5 * second, Duration::ZERO..=hour),
-    })
+    let user_header = header(&node.get("user_header"), "use a header name, such as Remote-User");
+    let headers = headers(&node.get("headers"));
+    let timeout = node.get("timeout").duration(5 * second, second / 100..=60 * second);
+    let cache = node.get("cache").duration(5 * second, Duration::ZERO..=hour);
+    let user_header = user_header.unwrap_or_else(|| "remote-user".to_owned());
+    Some(Forward { url: url?, user_header, headers, timeout, cache })
 }
 
 fn required_name(node: &Node<'_>) -> Option<String> {
