@@ -59,7 +59,7 @@ impl Journal {
         let mut kept: BTreeMap<JobId, Kept> = BTreeMap::new();
         for line in &self.lines {
             match line {
-                Action::Accept { job, reply } => {
+                Action::Accept { job, reply, .. } => {
                     let (job, reply) = (job.clone(), reply.clone());
                     let waits = Kept { phase: Phase::Waiting, attempts: 0, job, reply };
                     kept.insert(waits.job.id, waits);
