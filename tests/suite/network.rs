@@ -237,30 +237,70 @@ async fn in_pool_mode_a_silent_backend_delays_no_answer_of_the_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn in_pool_mode_every_prompt_ends_though_a_line_breaks_all_the_time() {
+    let farm = farm(2).await;
+    let line = FaultProxy::to(farm[0].addr()).await;
+    let keys = json!({
+        "mode": "pool",
+        "health_check": {"interval": 0.3},
+        "queue": {"retry_interval": "50ms", "max_retries": 100},
+        "outlier": {"interval": "50ms", "base_ejection_time": "100ms"},
+    });
+    let gateway = Setup::new(&[line.url(), farm[1].url()]).with(keys).start().await;
+    for n in 1..=2 {
+        gateway.until(&format!("/lb/backends/comfy-{n}"), |b| b["takes_jobs"] == true).await;
+    }
+    line.plan(drawn(23, 3000));
+    let all = async {
+        for seed in 0..30 {
+            let mut prompt = long_prompt();
+            prompt["prompt"]["1"]["inputs"]["seconds"] = json!(0.1);
+            prompt["prompt"]["1"]["inputs"]["seed"] = json!(seed);
+            assert_eq!(gateway.post(client(1), "/prompt", &prompt).await.status, 200, "{seed}");
+        }
+        gateway.until("/lb/tasks?state=completed", |list| list["total"] == 30).await;
+    };
+    let breaking = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            line.reset_all();
+        }
+    };
+    tokio::select! {
+        () = all => {}
+        () = breaking => {}
+    }
+    line.heal();
+    line.reset_all();
+    gateway.until("/lb/backends/comfy-1", |b| b["takes_jobs"] == true).await;
+}
+
+/// Faults of both directions, drawn from a seed, that strike within so many bytes.
+fn drawn(seed: u64, within: u64) -> impl Fn(usize) -> (Fault, Fault) + Send + 'static {
+    move |n: usize| {
+        let mut random = StdRng::seed_from_u64(seed + n as u64);
+        let mut one = || {
+            let at = random.random_range(0..within);
+            match random.random_range(0..6) {
+                0 => Fault::Reset(at),
+                1 => Fault::Cut(at),
+                2 => Fault::FinBack(at),
+                3 => Fault::Silent(at),
+                4 => Fault::Drip(11, Duration::from_millis(1)),
+                _ => Fault::None,
+            }
+        };
+        (one(), one())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_of_broken_connections_is_kept() {
-    let seed = 11;
     let (_fakes, upstream, gateway) = broken_line().await;
     let downstream = FaultProxy::to(gateway.data).await;
     let before = gateway.descriptors();
-    let draw = |seed: u64| {
-        move |n: usize| {
-            let mut random = StdRng::seed_from_u64(seed + n as u64);
-            let mut one = || {
-                let at = random.random_range(0..300);
-                match random.random_range(0..6) {
-                    0 => Fault::Reset(at),
-                    1 => Fault::Cut(at),
-                    2 => Fault::FinBack(at),
-                    3 => Fault::Silent(at),
-                    4 => Fault::Drip(11, Duration::from_millis(1)),
-                    _ => Fault::None,
-                }
-            };
-            (one(), one())
-        }
-    };
-    upstream.plan(draw(seed));
-    downstream.plan(draw(seed + 1000));
+    upstream.plan(drawn(11, 300));
+    downstream.plan(drawn(1011, 300));
     let one = async |n: usize| {
         let Ok(mut stream) = TcpStream::connect(downstream.address).await else { return };
         let forwarded = client(n % 50);

@@ -51,7 +51,9 @@ impl Havoc {
             }
             2 | 3 => {
                 farm.sims[n].signal("STOP").await;
-                sleep(long).await;
+                // Now and then for so long that its probes give it up.
+                let longer = if self.random.random_range(0..4) == 0 { 4 } else { 1 };
+                sleep(long * longer).await;
                 farm.sims[n].signal("CONT").await;
                 "SIGSTOP"
             }
