@@ -23,6 +23,14 @@ fn quick() -> Value {
     })
 }
 
+/// Ejections that outlast the test.
+fn for_long() -> Value {
+    json!({
+        "health_check": {"push": false},
+        "outlier": {"base_ejection_time": "600s", "max_ejection_time": "600s"},
+    })
+}
+
 /// One whose probes are fine while every request is reset.
 async fn resetting() -> Fake {
     Fake::start(|_| Act::Reset).await
@@ -38,25 +46,27 @@ async fn ejections(gateway: &Gateway, backend: &str) -> u64 {
     gateway.backend(backend).await["ejections"].as_u64().unwrap()
 }
 
+/// Has five clients, from this one on, meet a backend that resets everything.
+async fn fail(gateway: &Gateway, from: usize) {
+    for n in from..from + 5 {
+        place(gateway, &client(n), "comfy-1").await;
+        let reply = gateway.get(client(n), "/queue").await;
+        assert_eq!((reply.status, reply.backend()), (200, "comfy-2"), "it is retried");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backend_that_fails_its_requests_is_ejected_and_longer_each_time() {
+async fn a_backend_that_fails_its_requests_is_ejected_and_left_alone() {
     let fakes = [resetting().await, Fake::replying("second").await];
-    let gateway = Setup::new(&[fakes[0].url(), fakes[1].url()]).with(quick()).start().await;
-    let fail = async |from: usize| {
-        for n in from..from + 5 {
-            assert_eq!(gateway.backend("comfy-1").await["state"], "up");
-            place(&gateway, &client(n), "comfy-1").await;
-            let reply = gateway.get(client(n), "/queue").await;
-            assert_eq!((reply.status, reply.backend()), (200, "comfy-2"), "it is retried");
-        }
-    };
-    fail(0).await;
+    let gateway = Setup::new(&[fakes[0].url(), fakes[1].url()]).with(for_long()).start().await;
+    gateway.until_state("comfy-1", "up").await;
+    fail(&gateway, 0).await;
     let ejected = gateway.backend("comfy-1").await;
     assert_eq!((&ejected["state"], &ejected["healthy"]), (&json!("ejected"), &json!(false)));
     assert_eq!((&ejected["ejections"], &ejected["takes_jobs"]), (&json!(1), &json!(false)));
     assert_eq!(ejected["last_error"], "5 failures in a row, last: connection lost");
     assert!(ejected["ejected_until"].is_string(), "{ejected}");
-    gateway.until_logged("backend comfy-1 is ejected for 1 s: 5 failures in a row").await;
+    gateway.until_logged("backend comfy-1 is ejected for 600 s: 5 failures in a row").await;
     let metrics = gateway.admin("/metrics").await.text();
     for line in [
         r#"comfygate_backend_state{backend="comfy-1",state="ejected"} 1"#,
@@ -69,22 +79,34 @@ async fn a_backend_that_fails_its_requests_is_ejected_and_longer_each_time() {
         assert_eq!(gateway.get(client(n), "/queue").await.backend(), "comfy-2");
     }
     assert_eq!(fakes[0].seen().len(), 5, "it is left alone");
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ejected_backend_comes_back_and_is_out_for_longer_the_next_time() {
+    let fakes = [resetting().await, Fake::replying("second").await];
+    let keys = json!({
+        "health_check": {"push": false},
+        "outlier": {"interval": "50ms", "base_ejection_time": "2s", "max_ejection_time": "3s"},
+    });
+    let gateway = Setup::new(&[fakes[0].url(), fakes[1].url()]).with(keys).start().await;
     gateway.until_state("comfy-1", "up").await;
-    gateway.until_logged("backend comfy-1 is back from ejection: its time is over").await;
-    assert!(gateway.backend("comfy-1").await["ejected_until"].is_null());
-    fail(200).await;
+    let start = Instant::now();
+    fail(&gateway, 0).await;
     gateway.until_logged("backend comfy-1 is ejected for 2 s").await;
-    let out = gateway.until_state("comfy-1", "up").await;
-    assert!(out > Duration::from_millis(1500), "{out:?}");
+    gateway.until_logged("backend comfy-1 is back from ejection: its time is over").await;
+    assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
+    gateway.until_state("comfy-1", "up").await;
+    assert!(gateway.backend("comfy-1").await["ejected_until"].is_null());
+    fail(&gateway, 100).await;
+    gateway.until("/lb/backends/comfy-1", |b| b["ejections"] == 2).await;
+    gateway.until_state("comfy-1", "up").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_clients_of_an_ejected_backend_move_and_their_sockets_close() {
     let farm = farm(2).await;
     let line = FaultProxy::to(farm[0].addr()).await;
-    let long = json!({"outlier": {"base_ejection_time": "60s"}, "health_check": {"push": false}});
-    let gateway = Setup::new(&[line.url(), farm[1].url()]).with(long).start().await;
+    let gateway = Setup::new(&[line.url(), farm[1].url()]).with(for_long()).start().await;
     let someone = client_of(&gateway, "comfy-1").await;
     let headers = [("x-forwarded-for", someone.as_str())];
     let (mut socket, _) = socket::open(gateway.data, "/ws", &headers).await.unwrap();
@@ -152,8 +174,7 @@ async fn at_most_half_of_the_farm_is_ejected_and_nobody_is_when_nobody_else_is_l
     let farm = farm(1).await;
     let mut urls: Vec<_> = fakes.iter().map(Fake::url).collect();
     urls.push(farm[0].url());
-    let long = json!({"outlier": {"base_ejection_time": "60s"}, "health_check": {"push": false}});
-    let gateway = Setup::new(&urls).with(long).start().await;
+    let gateway = Setup::new(&urls).with(for_long()).start().await;
     for n in 0..60 {
         let backend = format!("comfy-{}", n % 3 + 1);
         gateway.post(client(n), "/lb/session", &json!({"backend": backend})).await;

@@ -63,9 +63,9 @@ impl Farm {
         let urls: Vec<String> = lines.iter().map(FaultProxy::url).collect();
         let setup = Setup::new(&urls).with(json!({
             "mode": mode,
-            // Quick to come back, so that more happens in the time there is. Not quicker to give
-            // somebody up than by default: machines that run tests have other things to do.
-            "health_check": {"interval": 0.5},
+            // Quick to come back, so that more happens in the time there is; slow to give up who is
+            // merely slow, since machines that run tests have other things to do.
+            "health_check": {"interval": 0.5, "timeout": 10.0},
             "outlier": {"interval": "200ms", "base_ejection_time": "2s"},
             "queue": {"max_retries": 10},
             "log": {"access": files.path().join("access.log")},
@@ -81,7 +81,7 @@ impl Farm {
     /// Waits until a backend serves again.
     async fn until_well(&self, n: usize) {
         let path = format!("/lb/backends/comfy-{}", n + 1);
-        eventually("the backend serves", PATIENCE, async || {
+        eventually("the backend serves", 3 * PATIENCE, async || {
             let backend = self.gateway.admin(&path).await.json();
             backend["state"] == "up" && backend["takes_jobs"] == true
         })

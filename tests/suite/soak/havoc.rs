@@ -51,9 +51,7 @@ impl Havoc {
             }
             2 | 3 => {
                 farm.sims[n].signal("STOP").await;
-                // Now and then for so long that its probes give it up.
-                let longer = if self.random.random_range(0..4) == 0 { 4 } else { 1 };
-                sleep(long * longer).await;
+                sleep(long).await;
                 farm.sims[n].signal("CONT").await;
                 "SIGSTOP"
             }
