@@ -109,6 +109,7 @@ impl Server {
             None => drop(tokio::spawn(tasks::follow::run(Arc::clone(&gateway)))),
         }
         tokio::spawn(registry::watch::watch(Arc::clone(&gateway)));
+        tokio::spawn(Arc::clone(&gateway.warden).tend());
 
         let admin_listener = listen(self.admin)?;
         let admin_address = admin_listener.local_addr()?;

@@ -131,7 +131,7 @@ impl Opened {
         let members = Arc::clone(&fleet);
         let members = move || super::merged::fetch::reachable(&members.view());
         let files = Files::new(self.uploads, remote, Arc::new(members));
-        let ask = Ask::new()?;
+        let ask = Ask::new()?.told_to(Arc::clone(&gateway.warden));
         let features = Arc::new(Mutex::new(json!({"supports_preview_metadata": true})));
         let told = Arc::clone(&features);
         let features_told = move || told.lock().clone();
