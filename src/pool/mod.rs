@@ -87,6 +87,8 @@ pub struct Pool {
     flights: own::prompt::InFlight,
     per_user: own::limits::PerUser,
     posted: posted::AllPosted,
+    /// Jobs that must not run twice are posted when these say that it is written where.
+    written: Mutex<HashMap<JobId, journal::Ticket>>,
     /// What was fetched of jobs that are about to end.
     entries: Mutex<HashMap<JobId, Fetched>>,
     /// By which open jobs are known again when they are posted twice.
@@ -121,6 +123,8 @@ pub struct Pool {
     /// What clients that announce their features are answered with.
     features: Arc<Mutex<serde_json::Value>>,
     files: Arc<files::Files>,
+    /// Copies of what jobs made, if they are kept.
+    copies: Option<Arc<files::copies::Copies>>,
     merged: Arc<merged::Merged>,
     fetcher: Arc<merged::fetch::Fetcher>,
     routers: OnceLock<Routers>,

@@ -19,6 +19,7 @@ use super::finished::Finished;
 use super::index::{Bounds, Index, Place, Slot};
 use super::line::{Entry, Item, Ticket, stopped};
 use crate::backend::BackendId;
+use crate::pool::core::Marks;
 use crate::pool::job::JobId;
 
 /// New jobs in the line at most.
@@ -105,7 +106,9 @@ impl Shared {
         let id = job.id;
         let only_on = job.needs.only_on.map(|id| (self.names)(id).unwrap_or_else(|| "?".into()));
         let at = PhaseName::WAITING;
-        let open = OpenJob { job, only_on, reply, fingerprint, at, attempts: 0, remote_id: None };
+        let (attempts, marks) = (0, Marks::default());
+        let open =
+            OpenJob { job, only_on, reply, fingerprint, at, attempts, marks, remote_id: None };
         let entry = Entry::Open { open: Box::new(open.clone()), counter };
         let size = entry.size();
         let mut state = self.state.lock();
@@ -126,7 +129,7 @@ impl Shared {
         let mut state = self.state.lock();
         let Some(open) = state.open.get_mut(&moved.id) else { return Ticket::ready(Ok(())) };
         open.at = at;
-        open.attempts = moved.attempts;
+        (open.attempts, open.marks) = (moved.attempts, moved.marks);
         open.remote_id = moved.remote_id;
         let meta = change::put_moved(moved.id, open);
         self.push(&mut state, Entry::Moved { id: moved.id, meta })

@@ -63,6 +63,7 @@ fn an_open_job_comes_back_as_it_was() {
     let open = &restored.open[2];
     let kept = open.kept(id_of);
     assert_eq!((kept.phase, kept.attempts), (Phase::Running(BackendId(4)), 2));
+    assert_eq!(kept.marks.strikes, 2);
     assert_eq!(open.remote_id.as_deref(), Some("r10"));
     assert_eq!(open.fingerprint, [10; 32]);
     assert!(kept.reply.starts_with(b"{\"prompt_id\""));
