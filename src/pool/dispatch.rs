@@ -35,6 +35,7 @@ impl Pool {
         let mut actions = Vec::new();
         let (open, of) = {
             let mut core = self.core.lock();
+            let Some(input) = self.keep_for_later(input) else { return };
             core.handle(input, Moment::now(), &mut actions);
             let of: BTreeSet<ClientKey> = actions.iter().filter_map(changes_status).collect();
             for action in actions {
@@ -69,7 +70,10 @@ impl Pool {
                 }
             };
             tokio::select! {
-                () = due => self.tell(Input::Tick),
+                () = due => {
+                    self.until_here().await;
+                    self.tell(Input::Tick);
+                }
                 () = self.alarm.notified() => {}
             }
         }

@@ -46,6 +46,7 @@ pub mod merged;
 mod needs;
 mod own;
 mod posted;
+mod release;
 pub mod retell;
 pub mod route;
 mod start;
@@ -63,7 +64,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 pub use companions::Present;
 pub use start::{Opened, open};
@@ -82,6 +83,9 @@ pub struct Pool {
     config: Arc<ArcSwap<Config>>,
     tasks: Arc<Tasks>,
     core: Mutex<core::Core>,
+    /// What the core would hear, while a successor may have its jobs.
+    frozen: Mutex<Option<Vec<core::Input>>>,
+    tenure: watch::Sender<release::Tenure>,
     /// The clients that wait for a verdict.
     verdicts: Mutex<HashMap<JobId, oneshot::Sender<own::prompt::Answer>>>,
     flights: own::prompt::InFlight,

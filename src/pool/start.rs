@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use log::{info, warn};
 use parking_lot::Mutex;
 use serde_json::json;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
 use super::ask::Ask;
@@ -156,6 +156,8 @@ impl Opened {
             };
             Pool {
                 core: Mutex::new(Core::new(options(&now))),
+                frozen: Mutex::default(),
+                tenure: watch::Sender::new(super::release::Tenure::Here),
                 verdicts: Mutex::default(),
                 flights: own::prompt::InFlight::default(),
                 per_user: own::limits::PerUser::default(),

@@ -140,6 +140,11 @@ impl State {
         self.database.release();
     }
 
+    /// Whether a successor may have it.
+    pub fn is_released(&self) -> bool {
+        self.database.is_released()
+    }
+
     /// Opens it again after a [`release`](Self::release).
     pub fn reclaim(&self) -> Result<(), StateError> {
         self.database.reclaim()

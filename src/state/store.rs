@@ -60,6 +60,10 @@ impl Store {
         *self.opened.lock() = Opened::Released;
     }
 
+    pub(super) fn is_released(&self) -> bool {
+        matches!(*self.opened.lock(), Opened::Released)
+    }
+
     /// Opens it again.
     pub(super) fn reclaim(&self) -> Result<(), StateError> {
         let mut opened = self.opened.lock();

@@ -127,6 +127,9 @@ impl Shared {
     fn moved(&self, moved: Moved) -> Ticket {
         let at = PhaseName::new(moved.phase, |id| (self.names)(id));
         let mut state = self.state.lock();
+        if state.life == Life::Closed {
+            return Ticket::ready(Err(stopped()));
+        }
         let Some(open) = state.open.get_mut(&moved.id) else { return Ticket::ready(Ok(())) };
         open.at = at;
         (open.attempts, open.marks) = (moved.attempts, moved.marks);
@@ -139,6 +142,9 @@ impl Shared {
     fn ended(&self, ended: Ended) -> Ticket {
         let backend = ended.backend.and_then(|id| (self.names)(id));
         let mut state = self.state.lock();
+        if state.life == Life::Closed {
+            return Ticket::ready(Err(stopped()));
+        }
         let Some(open) = state.open.remove(&ended.id) else { return Ticket::ready(Ok(())) };
         let ordinal = state.next_ordinal;
         state.next_ordinal += 1;
@@ -170,6 +176,9 @@ impl Shared {
     /// Removes finished jobs; returns how many there were.
     pub(super) fn delete(&self, ids: impl FnOnce(&Index) -> Vec<JobId>) -> (usize, Ticket) {
         let mut state = self.state.lock();
+        if state.life == Life::Closed {
+            return (0, Ticket::ready(Err(stopped())));
+        }
         let mut index = self.index.write();
         let mut gone = Vec::new();
         for id in ids(&index) {

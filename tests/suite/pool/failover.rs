@@ -1,8 +1,8 @@
 //! What dies, and what becomes of the jobs: simulators and gateways as processes that are killed.
 
 mod chaos;
-pub(super) mod farm;
-pub(super) mod stubborn;
+pub(crate) mod farm;
+pub(crate) mod stubborn;
 
 use std::time::Duration;
 

@@ -395,3 +395,31 @@ fn a_full_file_system_is_met_with_clear_words_and_left_again() {
     assert_eq!((recovered, ticket, ended), (Ok(()), Ok(()), Ok(())), "full at {full}");
     assert_eq!(counts, Ok((0, full as usize)));
 }
+
+#[test]
+fn a_journal_that_was_given_away_is_taken_up_again_with_what_the_other_wrote() {
+    let dir = TempDir::new().unwrap();
+    let (journal, _) = open(dir.path());
+    journal.write(accepted(1, 1000)).wait().unwrap();
+    journal.write(accepted(2, 1000)).wait().unwrap();
+    journal.write(ended(1, 500)).wait().unwrap();
+    journal.close();
+    assert!(journal.write(accepted(3, 1000)).wait().is_err(), "it is closed");
+    assert!(journal.write(ended(2, 100)).wait().is_err());
+    assert_eq!(journal.finished().len(), 1, "what was refused has not happened");
+    {
+        let (other, restored) = open(dir.path());
+        assert_eq!((restored.open.len(), restored.finished), (1, 1));
+        assert!(matches!(journal.reopen(), Err(JournalError::InUse(_))));
+        other.write(accepted(4, 1000)).wait().unwrap();
+    }
+    journal.reopen().unwrap();
+    journal.reopen().unwrap();
+    assert_eq!(journal.health(), Ok(()));
+    assert_eq!(journal.entry_blocking(JobId(1)), Some(entry(1, 500)));
+    journal.write(ended(2, 100)).wait().unwrap();
+    journal.write(ended(4, 100)).wait().unwrap();
+    drop(journal);
+    let (_journal, restored) = open(dir.path());
+    assert_eq!((restored.open.len(), restored.finished), (0, 3));
+}
