@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::warn;
 
-use super::core::{Action, Input, Kept, Outcome, Phase, Refusal};
+use super::core::{Action, Input, Kept, Marks, Outcome, Phase, Refusal};
 use super::frame::Delivery;
 use super::hook::Patient;
 use super::job::{Job, JobId};
@@ -35,6 +35,7 @@ impl Pool {
         let mut actions = Vec::new();
         let (open, of) = {
             let mut core = self.core.lock();
+            let Some(input) = self.keep_for_later(input) else { return };
             core.handle(input, Moment::now(), &mut actions);
             let of: BTreeSet<ClientKey> = actions.iter().filter_map(changes_status).collect();
             for action in actions {
@@ -69,7 +70,10 @@ impl Pool {
                 }
             };
             tokio::select! {
-                () = due => self.tell(Input::Tick),
+                () = due => {
+                    self.until_here().await;
+                    self.tell(Input::Tick);
+                }
                 () = self.alarm.notified() => {}
             }
         }
@@ -89,7 +93,12 @@ impl Pool {
             }
             Action::Accept { job, backend, reply } => self.accept(&job, backend, reply),
             Action::Refuse { job, refusal } => self.refuse(&job, refusal),
-            Action::Moved { job, phase, attempt } => self.moved(&job, phase, attempt),
+            Action::Moved { job, phase, attempt, marks } => {
+                self.moved(&job, phase, attempt, marks);
+            }
+            Action::Marked { job, phase, attempt, marks } => {
+                self.keep_move(&job, phase, attempt, marks);
+            }
             Action::Ended { job, outcome, backend, attempts, run_seconds } => {
                 self.ended(&job, outcome, backend, attempts, run_seconds);
             }
@@ -189,7 +198,7 @@ impl Pool {
         }
     }
 
-    fn moved(&self, job: &Arc<Job>, phase: Phase, attempts: u32) {
+    fn moved(&self, job: &Arc<Job>, phase: Phase, attempts: u32, marks: Marks) {
         let (backend, running) = match phase {
             Phase::Waiting => (None, false),
             Phase::Sent(backend) | Phase::Doubtful(backend) => (Some(backend), false),
@@ -210,10 +219,18 @@ impl Pool {
             self.hub.withdrawn(&job.owner, job.id);
         }
         self.tasks.placed(&job.prompt_id, &placed);
-        let remote_id = backend.and_then(|backend| self.posted.id_at(backend, job.id));
-        let remote_id = remote_id.filter(|id| *id != job.prompt_id);
-        drop(self.journal.write(Change::Moved(Moved { id: job.id, phase, attempts, remote_id })));
+        self.keep_move(job, phase, attempts, marks);
         self.line_moved.notify_one();
+    }
+
+    fn keep_move(&self, job: &Job, phase: Phase, attempts: u32, marks: Marks) {
+        let remote_id = phase.backend().and_then(|backend| self.posted.id_at(backend, job.id));
+        let remote_id = remote_id.filter(|id| *id != job.prompt_id);
+        let moved = Moved { id: job.id, phase, attempts, marks, remote_id };
+        let kept = self.journal.write(Change::Moved(moved));
+        if job.once && matches!(phase, Phase::Sent(_)) {
+            self.written.lock().insert(job.id, kept);
+        }
     }
 
     fn ended(
@@ -288,6 +305,7 @@ impl Pool {
     /// Forgets what was kept for a job while it was open.
     fn forget(&self, job: &Job) {
         self.posted.forget(job.id);
+        self.written.lock().remove(&job.id);
         self.forecasts.lock().forget(job.id);
         self.ends.lock().remove(&job.id);
         self.pins.lock().remove(&job.id);

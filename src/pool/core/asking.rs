@@ -136,9 +136,10 @@ impl Core {
     fn absent(&mut self, id: JobId) {
         let retry = self.options.retry_interval;
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        let (accepted, cancelled) = (entry.accepted, entry.cancelled);
+        let (accepted, cancelled, once) = (entry.accepted, entry.cancelled, entry.job.once);
         let Some(place) = &mut entry.place else { return };
         place.absent += 1;
+        let may_have_run = once && place.unheard;
         let again = match place.life {
             // It may still be on its way.
             _ if place.verdict_out => true,
@@ -152,7 +153,7 @@ impl Core {
         if accepted && place.life == Life::Ending && place.doubtful.is_none() {
             let outcome = if cancelled { Outcome::Cancelled } else { Outcome::Completed };
             self.end(id, outcome, None);
-        } else if place.vetting && place.life == Life::Sent && accepted {
+        } else if place.vetting && place.life == Life::Sent && accepted && !may_have_run {
             self.given_back(id);
         } else {
             self.lost(id, Loss::Absent);

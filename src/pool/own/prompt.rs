@@ -194,6 +194,7 @@ impl Pool {
         submission: &Submission,
         reading: Reading<'_>,
     ) -> Result<Answer, Rejection> {
+        self.is_here().await?;
         let prompt_id = submission.prompt_id.clone();
         let prompt_id = prompt_id.unwrap_or_else(|| Uuid::new_v4().to_string().into());
         let fingerprint = fingerprint(&body).await;
