@@ -8,10 +8,6 @@
 //! - `Origin` must name the host of the request, or one of `server.public_names`. As in ComfyUI a
 //!   port that only one side gives does not count.
 //! - `Sec-Fetch-Site: cross-site` passes only for navigations that cannot change anything.
-//! - With `server.public_names` a browser must have come by one of them, by an address or by
-//!   `localhost`: a stranger's name that points here would make the stranger's page our own.
-
-use std::net::IpAddr;
 
 use http::{HeaderMap, Method, header};
 
@@ -23,10 +19,6 @@ pub fn is_foreign(method: &Method, headers: &HeaderMap, public_names: &[String])
     }
     let origin = headers.get(header::ORIGIN);
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let by_browser = origin.is_some() || headers.contains_key("sec-fetch-site");
-    if by_browser && host.is_some_and(|host| is_strangers_name(host, public_names)) {
-        return true;
-    }
     let Some(origin) = origin else { return false };
     let Ok(origin) = origin.to_str() else { return true };
     // Sandboxed frames and local files say "null". ComfyUI lets them pass; so do we unless the
@@ -50,17 +42,6 @@ pub fn refers_here(headers: &HeaderMap, public_names: &[String]) -> bool {
 fn is_here(authority: &str, host: Option<&str>, public_names: &[String]) -> bool {
     let named = |name: &str| agree(name, authority);
     host.is_some_and(named) || public_names.iter().any(|name| named(name))
-}
-
-/// Whether a host is a name that is known not to be ours.
-fn is_strangers_name(host: &str, public_names: &[String]) -> bool {
-    let (name, _) = split_port(host);
-    let literal = name.trim_start_matches('[').trim_end_matches(']');
-    let is_ours = |own: &String| split_port(own).0.eq_ignore_ascii_case(name);
-    !public_names.is_empty()
-        && literal.parse::<IpAddr>().is_err()
-        && !name.eq_ignore_ascii_case("localhost")
-        && !public_names.iter().any(is_ours)
 }
 
 fn is_harmless_navigation(method: &Method, headers: &HeaderMap) -> bool {
@@ -143,21 +124,6 @@ mod tests {
             [("host", "a"), ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
         assert!(!foreign(&Method::GET, &link, &[]));
         assert!(foreign(&Method::POST, &link, &[]));
-    }
-
-    #[test]
-    fn a_strangers_name_for_our_address_is_not_ours_once_ours_are_known() {
-        let rebound = [("host", "evil.example:8100"), ("origin", "http://evil.example:8100")];
-        assert!(!foreign(&Method::POST, &rebound, &[]));
-        assert!(foreign(&Method::POST, &rebound, &["art.example"]));
-        let reads = [("host", "evil.example"), ("sec-fetch-site", "same-origin")];
-        assert!(foreign(&Method::GET, &reads, &["art.example"]));
-        // A program by whatever name, and browsers by address.
-        assert!(!foreign(&Method::GET, &[("host", "comfygate:8100")], &["art.example"]));
-        for host in ["10.0.0.5:8100", "[::1]:8100", "LocalHost:1", "Art.Example:8100"] {
-            let own = [("host", host), ("sec-fetch-site", "same-origin")];
-            assert!(!foreign(&Method::GET, &own, &["art.example"]), "{host}");
-        }
     }
 
     #[test]

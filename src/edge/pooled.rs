@@ -50,11 +50,11 @@ pub(super) async fn serve(
         has_origin: handshake.headers.iter().any(|(name, _)| name == "origin"),
     };
     // At once: who comes back to the next process gets what it missed.
-    let mut stopping = gateway.stopping.subscribe();
+    let leaving = gateway.leaving();
     let access_ended = ended(Arc::clone(gateway), envelope.grant.clone());
     let stop = async move {
         tokio::select! {
-            _ = stopping.wait_for(|stopping| *stopping) => StopReason::GatewayShutdown,
+            () = leaving => StopReason::GatewayShutdown,
             () = access_ended => StopReason::AccessEnded,
         }
     };

@@ -116,7 +116,7 @@ async fn sockets(sim: &Sim, wanted: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_custom_nodes_answer_reaches_who_asked_it() {
     let mut farm = talkative_farm(2).await;
-    let gateway = pool(&farm).await;
+    let gateway = readable(&farm).await;
     let idle = Painter::connect(&gateway.data, "idle").await;
     let asker = Painter::connect(&gateway.data, "asker").await;
     let at_rest: Vec<_> = farm.iter().map(Sim::sockets).collect();

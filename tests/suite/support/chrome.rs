@@ -20,8 +20,7 @@ use url::{ParseError, Url};
 
 use super::PATIENCE;
 
-/// No name but the loopback's is looked up, so that nothing depends on the network; and one that
-/// a stranger had point there.
+/// No name but the loopback's is looked up, so that nothing depends on the network.
 const FLAGS: [&str; 12] = [
     "--headless=new",
     "--no-sandbox",
@@ -34,8 +33,7 @@ const FLAGS: [&str; 12] = [
     "--disable-sync",
     "--no-proxy-server",
     "--window-size=1280,900",
-    "--host-resolver-rules=MAP rebound.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE localhost, \
-     EXCLUDE 127.0.0.1",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
 ];
 
 /// The two programs that it takes.
