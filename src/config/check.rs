@@ -11,10 +11,11 @@ use ipnet::IpNet;
 use super::backends::headers;
 use super::checked::{
     AccessLog, Admin, Affinity, Alerts, Auth, Backend, Cache, ClientEvents, Config, Failover,
-    Fairness, HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerUser, Pool,
-    Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Webhook,
+    Fairness, HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerClient, PerUser,
+    Pool, Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy,
+    Webhook,
 };
-use super::not_yet::{NOT_YET, Then};
+use super::not_yet::NOT_YET;
 use super::raw::Node;
 use super::secret::Secret;
 use super::tls::tls;
@@ -53,6 +54,7 @@ pub(super) fn config(root: &Node<'_>, backends: Vec<Backend>, file: Option<PathB
     };
     check_listeners(root, &config);
     check_identity(root, &config);
+    check_proxy_protocol(root, &config);
     config
 }
 
@@ -310,10 +312,33 @@ fn limits(node: &Node<'_>) -> Limits {
         header_bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
         header_count: node.get("header_count").int(100, 8..=256),
         header_timeout: node.get("header_timeout").duration(10 * SECOND, 10 * MS..=HOUR),
+        url_length: usize::try_from(node.get("url_length").size(8 * KIB, 64..=1000 * KIB))
+            .unwrap_or(usize::MAX),
         body_size: node.get("body_size").size(100 * MIB, 1..=TIB),
+        prompt_size: node.get("prompt_size").size(64 * MIB, 1..=TIB),
+        control_size: node.get("control_size").size(MIB, 1..=TIB),
+        body_timeout: node.get("body_timeout").duration(30 * SECOND, 10 * MS..=HOUR),
+        body_rate: node.get("body_rate").size(512, 0..=GIB),
+        write_timeout: node.get("write_timeout").duration(60 * SECOND, 10 * MS..=HOUR),
+        write_rate: node.get("write_rate").size(512, 0..=GIB),
         keepalive_timeout: node.get("keepalive_timeout").duration(60 * SECOND, 10 * MS..=DAY),
+        requests_per_connection: node.get("requests_per_connection").int(10_000, 0..=1_000_000_000),
         connections: node.get("connections").int(10_000, 1..=1_000_000),
+        uploads: node.get("uploads").int(500, 0..=1_000_000),
+        prompt_memory: node.get("prompt_memory").size(GIB, MIB..=TIB),
+        websocket_frame: node.get("websocket_frame").size(4 * MIB, 126..=GIB),
+        per_client: per_client(&node.get("per_client")),
         per_user: per_user(&node.get("per_user")),
+    }
+}
+
+fn per_client(node: &Node<'_>) -> PerClient {
+    PerClient {
+        connections: node.get("connections").int(2000, 0..=1_000_000),
+        connections_per_second: node.get("connections_per_second").int(100, 0..=1_000_000),
+        requests_per_second: node.get("requests_per_second").int(500, 0..=1_000_000),
+        websockets: node.get("websockets").int(1000, 0..=1_000_000),
+        uploads: node.get("uploads").int(100, 0..=1_000_000),
     }
 }
 
@@ -331,6 +356,18 @@ fn check_identity(root: &Node<'_>, config: &Config) {
         root.get("pool").get("isolation").problem(
             "nobody names the users; set auth.user_header to the header in which your \
              authenticating proxy does, and server.trusted_proxies to its address, or use session"
+                .to_owned(),
+        );
+    }
+}
+
+/// A PROXY header is taken from trusted peers only.
+fn check_proxy_protocol(root: &Node<'_>, config: &Config) {
+    let server = &config.server;
+    if server.proxy_protocol != ProxyProtocol::Off && server.trusted_proxies.is_empty() {
+        root.get("server").get("proxy_protocol").problem(
+            "believed of server.trusted_proxies only, and there are none; give the load \
+             balancer's address there, or use off"
                 .to_owned(),
         );
     }
@@ -356,19 +393,10 @@ fn overlap(a: IpAddr, b: IpAddr) -> bool {
     a == b || covers(a, b) || covers(b, a)
 }
 
-/// Refuses what is not built and cannot be done without; the rest is returned as warnings.
-pub(super) fn not_yet(root: &Node<'_>, config: &Config) -> Vec<String> {
-    let mut warnings = Vec::new();
-    for missing in NOT_YET.iter().filter(|missing| (missing.asked)(config)) {
-        match missing.then {
-            Then::Warn => warnings.push(format!("{}: has no effect yet", missing.key)),
-            Then::Refuse(cure) => {
-                let node = missing.key.split('.').fold(root.clone(), |node, key| node.get(key));
-                node.problem(cure.to_owned());
-            }
-        }
-    }
-    warnings
+/// Warns of what is not built.
+pub(super) fn not_yet(config: &Config) -> Vec<String> {
+    let asked = NOT_YET.iter().filter(|missing| (missing.asked)(config));
+    asked.map(|missing| format!("{}: has no effect yet", missing.key)).collect()
 }
 
 /// Warns of what is allowed but hardly meant.

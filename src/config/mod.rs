@@ -29,8 +29,8 @@ mod yaml;
 
 pub use checked::{
     AccessLog, Admin, Affinity, Alerts, Auth, Backend, Cache, ClientEvents, Config, Failover,
-    Fairness, HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerUser, Pool,
-    Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Tls,
+    Fairness, HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerClient, PerUser,
+    Pool, Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Tls,
     Webhook,
 };
 pub use command::{CheckArgs, check_file, run_check};

@@ -19,7 +19,8 @@ use crate::gateway::Gateway;
 use crate::identity::mark::{self, Mark};
 use crate::identity::session::{Session, SigningKey};
 use crate::identity::zone::zone_of;
-use crate::identity::{Caller, cookie, tab, user};
+use crate::identity::{Caller, ClientKey, cookie, tab, user};
+use crate::limits::body::BodyLimit;
 use crate::pool::route::Route;
 use crate::registry;
 use crate::rejection::{Kind, Rejection};
@@ -118,10 +119,6 @@ struct Identified<'h> {
 
 impl Desk<'_> {
     fn decide(&self, head: &Head<'_>) -> Admission {
-        let limit = self.config.limits.body_size;
-        if head.content_length.is_some_and(|length| length > limit) {
-            return Admission::Refuse(body_too_large(limit));
-        }
         let headers = head.subset(&LOOKED_AT);
         if origin::is_foreign(&head.method, &headers, &self.config.server.public_names) {
             let message = "another site may not send requests here";
@@ -133,6 +130,13 @@ impl Desk<'_> {
         }
         let trusted = self.gateway.trusted.load();
         let address = trusted.client(self.peer.ip(), &headers);
+        let client = (!trusted.contains(address)).then(|| ClientKey::of_address(address));
+        let limits = &self.config.limits;
+        if let Some(client) = client
+            && let Err(refused) = self.gateway.limits.request(client, limits)
+        {
+            return Admission::Refuse(refused);
+        }
         let now = self.gateway.clock.now();
         let mut found = match self.identify(head, &headers, address, now) {
             Ok(found) => found,
@@ -145,6 +149,10 @@ impl Desk<'_> {
             Err(refused) => return Admission::Refuse(refused),
         }
         let without = self.unbelieved(head, believed);
+        let body_limit = BodyLimit::of(&head.method, found.target, limits);
+        if head.content_length.is_some_and(|length| length > body_limit.bytes) {
+            return Admission::Refuse(body_limit.refusal());
+        }
         if found.target == "/lb" || found.target.starts_with("/lb/") {
             let rewritten = !std::ptr::eq(found.target, self.sent_target(head));
             return Admission::Local {
@@ -177,6 +185,8 @@ impl Desk<'_> {
             zone,
             mark,
             service,
+            client,
+            body_limit,
         });
         if head.all("upgrade").next().is_some() && head.has_token("upgrade", "websocket") {
             return websocket(head, found.target, &without, envelope);
@@ -234,22 +244,22 @@ impl Desk<'_> {
     }
 
     /// The target as it stands in the bytes: equal pointers mean that nothing was taken off.
-    fn sent_target<'h>(&self, head: &Head<'h>) -> &'h str {
+    fn sent_target<'h>(&self, head: &'h Head<'_>) -> &'h str {
         let start = self.bytes.iter().position(|&byte| byte == b' ').map_or(0, |at| at + 1);
         let as_sent = self.bytes[start..].as_ptr() == head.target.as_ptr();
-        if as_sent { head.target } else { "" }
+        if as_sent { &head.target } else { "" }
     }
 
     fn identify<'h>(
         &self,
-        head: &Head<'h>,
+        head: &'h Head<'_>,
         headers: &http::HeaderMap,
         address: std::net::IpAddr,
         now: Seconds,
     ) -> Result<Identified<'h>, Admission> {
         let mut found = Identified {
             caller: Caller::Address(address),
-            target: head.target,
+            target: &head.target,
             tab: None,
             by_hand: None,
             set_cookie: None,
@@ -294,7 +304,7 @@ impl Desk<'_> {
 
     fn by_tab<'h>(
         &self,
-        head: &Head<'h>,
+        head: &'h Head<'_>,
         headers: &http::HeaderMap,
         now: Seconds,
         found: &mut Identified<'h>,
@@ -308,9 +318,9 @@ impl Desk<'_> {
         };
         let (path, query) = match head.target.split_once('?') {
             Some((path, query)) => (path, Some(query)),
-            None => (head.target, None),
+            None => (&*head.target, None),
         };
-        let Some(split) = tab::split_tab(head.target) else {
+        let Some(split) = tab::split_tab(&head.target) else {
             if tab::is_page_navigation(&head.method, path, headers) {
                 return Err(new_tab(query));
             }
@@ -373,12 +383,6 @@ fn mark_of(
     Mark::of(head.all(mark::HEADER).next(), target, navigates)
 }
 
-/// The refusal of a body over the limit.
-pub fn body_too_large(limit: u64) -> Rejection {
-    Rejection::new(Kind::BodyTooLarge, format!("the body is over the limit of {limit} bytes"))
-        .cure("limits.body_size raises it")
-}
-
 fn websocket(
     head: &Head<'_>,
     target: &str,
@@ -392,8 +396,9 @@ fn websocket(
     if head.chunked || head.content_length.unwrap_or(0) > 0 {
         return refuse("a WebSocket's handshake has no body");
     }
-    let Some(key) = head.get("sec-websocket-key").map(str::to_owned) else {
-        return refuse("Sec-WebSocket-Key is missing");
+    let mut keys = head.all("sec-websocket-key").filter_map(|key| std::str::from_utf8(key).ok());
+    let (Some(key), None) = (keys.next().map(str::to_owned), keys.next()) else {
+        return refuse("there must be one Sec-WebSocket-Key");
     };
     let headers = head
         .headers

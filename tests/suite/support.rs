@@ -18,6 +18,7 @@ pub(crate) mod embedded;
 pub(crate) mod fake;
 pub(crate) mod http;
 pub(crate) mod process;
+pub(crate) mod recorder;
 pub(crate) mod setup;
 pub(crate) mod socket;
 

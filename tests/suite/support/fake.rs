@@ -52,6 +52,8 @@ pub(crate) enum Act {
     Reply(&'static str),
     /// Answers with these bytes.
     Raw(String),
+    /// The same, and closes.
+    Last(String),
     /// Resets the connection, without a byte.
     Reset,
     /// Begins a response and resets the connection in the middle of its body.
@@ -137,6 +139,10 @@ async fn serve(
         match what {
             Act::Reply(text) => stream.write_all(&ok(text)).await?,
             Act::Raw(bytes) => stream.write_all(bytes.as_bytes()).await?,
+            Act::Last(bytes) => {
+                stream.write_all(bytes.as_bytes()).await?;
+                return stream.shutdown().await;
+            }
             Act::Reset => return stream.set_zero_linger(),
             Act::ResetInBody => {
                 stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf").await?;

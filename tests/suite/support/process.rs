@@ -17,7 +17,11 @@ use tokio::time::timeout;
 use super::http::{self, Reply};
 use super::{PATIENCE, Setup, eventually, exchange};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_comfygate");
+/// The binary of this build, unless another one is to be tried.
+fn binary() -> std::ffi::OsString {
+    let other = std::env::var_os("COMFYGATE_TEST_BINARY");
+    other.unwrap_or_else(|| env!("CARGO_BIN_EXE_comfygate").into())
+}
 
 impl Setup {
     /// Starts a gateway and waits until it listens.
@@ -53,7 +57,7 @@ impl Setup {
 
 /// The binary without the environment of whoever runs the tests.
 fn command() -> Command {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().contains("COMFYGATE"));
     for (name, _) in ours {
         command.env_remove(name);
@@ -281,6 +285,18 @@ impl Gateway {
             assert!(start.elapsed() < PATIENCE, "{setting} stays {found:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// How many descriptors it has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap().count()
+    }
+
+    /// A number off the metrics page.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let page = self.admin("/metrics").await.text();
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        value.unwrap_or_else(|| panic!("no {name} in {page}"))
     }
 
     /// A number of kilobytes out of `/proc/PID/status`.
