@@ -433,7 +433,7 @@ pub struct Limits {
     pub body_size: u64,
     /// Bytes of a prompt.
     pub prompt_size: u64,
-    /// Bytes of what controls the queue: deletes, interrupts, settings.
+    /// Bytes of what controls the queue: deletes, interrupts.
     pub control_size: u64,
     /// How long a body may stall in all...
     pub body_timeout: Duration,

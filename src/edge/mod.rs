@@ -235,9 +235,13 @@ impl FrontDoor {
         let config = self.gateway.config.load();
         let limits = &config.limits;
         let most = limits.requests_per_connection;
-        let ends = *self.gateway.stopping.borrow() || (most > 0 && nth >= most);
         let seconds = limits.keepalive_timeout.as_secs().max(1);
-        session.set_keepalive((!ends).then_some(seconds));
+        let stopping = *self.gateway.stopping.borrow();
+        session.set_keepalive((!stopping).then_some(seconds));
+        // The head that is read next sets the former anew, and this is not asked of it.
+        session.set_keepalive_reuses_remaining((most > 0 && nth >= most).then_some(0));
+        // Replies that are no answer are for those who asked for them.
+        session.set_ignore_info_resp(true);
         // Both say when it was too slow; the connection itself counts more finely.
         session.set_read_timeout(Some(limits.body_timeout + SLACK));
         session.set_write_timeout(Some(limits.write_timeout + SLACK));

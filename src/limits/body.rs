@@ -42,10 +42,7 @@ impl BodyLimit {
 fn is_control(path: &str) -> bool {
     let path = path.strip_prefix('/').unwrap_or_default();
     let first = path.split('/').next().unwrap_or_default();
-    matches!(
-        first,
-        "queue" | "history" | "interrupt" | "free" | "jobs" | "settings" | "users" | "lb"
-    )
+    matches!(first, "queue" | "history" | "interrupt" | "free" | "jobs" | "lb")
 }
 
 #[cfg(test)]
@@ -67,7 +64,7 @@ mod tests {
             ("/queue", 2),
             ("/api/history", 2),
             ("/api/jobs/cancel", 2),
-            ("/settings/a", 2),
+            ("/settings/a", 4),
         ] {
             assert_eq!(BodyLimit::of(&Method::POST, path, &limits).bytes, bytes, "{path}");
         }

@@ -217,7 +217,9 @@ impl ProxyHttp for Proxy {
             let mut error = Error::explain(ErrorType::InvalidHTTPHeader, why);
             error.as_up();
             error
-        })
+        })?;
+        reply::unframe(response);
+        Ok(())
     }
 
     /// Takes the backend's verdict on a prompt, and names the backend to the client.

@@ -39,6 +39,15 @@ pub(super) fn check(head: &ResponseHeader, informational: u32) -> Result<(), &'s
     check_framing(head)
 }
 
+/// Takes off what a reply without a body says about its length: a client that believed it would
+/// take the next reply for this one's body.
+pub(super) fn unframe(head: &mut ResponseHeader) {
+    if head.status == StatusCode::NO_CONTENT || head.status.is_informational() {
+        head.remove_header(&CONTENT_LENGTH);
+        head.remove_header(&TRANSFER_ENCODING);
+    }
+}
+
 fn check_framing(head: &ResponseHeader) -> Result<(), &'static str> {
     let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter();
     if let Some(length) = lengths.next() {
@@ -80,6 +89,17 @@ mod tests {
             assert_eq!(check(&head(200, headers), 0), Ok(()), "{headers:?}");
         }
         assert_eq!(check(&head(100, &[]), 1), Ok(()));
+    }
+
+    #[test]
+    fn a_reply_without_a_body_has_no_length() {
+        let lie = [("Content-Length", "4"), ("X", "y")];
+        let mut empty = head(204, &lie);
+        unframe(&mut empty);
+        assert_eq!(empty.headers.keys().collect::<Vec<_>>(), ["x"]);
+        let mut whole = head(200, &lie);
+        unframe(&mut whole);
+        assert_eq!(whole.headers.len(), 2);
     }
 
     #[test]

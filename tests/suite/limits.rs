@@ -30,25 +30,18 @@ async fn with_limits(url: &str, limits: Value) -> Gateway {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_asks_too_fast_is_told_when_to_come_back() {
     let fake = Fake::replying("{}").await;
-    let limits = json!({"per_client": {"requests_per_second": 2}});
+    let limits = json!({"per_client": {"requests_per_second": 1}});
     let gateway = with_limits(&fake.url(), limits).await;
-    let mut refused = None;
-    for _ in 0..40 {
-        let reply = gateway.get("203.0.113.1", "/queue").await;
-        if reply.status != 200 {
-            refused = Some(reply);
-            break;
-        }
-    }
-    let refused = refused.expect("a refusal");
+    let flood = async |prefix: &str| {
+        let replies = (1..80).map(|n| gateway.get(prefix.replace('N', &n.to_string()), "/queue"));
+        join_all(replies).await.into_iter().find(|reply| reply.status != 200).expect("a refusal")
+    };
+    let refused = flood("203.0.113.1").await;
     refused.assert_refusal(429, "rate_limited");
     assert_eq!(refused.header("retry-after"), Some("1"));
     assert_eq!(gateway.get("203.0.113.2", "/queue").await.status, 200, "another client");
     // IPv6 counts by its /64.
-    for n in 0..40 {
-        gateway.get(format!("2001:db8::{n:x}"), "/queue").await;
-    }
-    assert_eq!(gateway.get("2001:db8::ffff", "/queue").await.status, 429);
+    flood("2001:db8::N").await.assert_refusal(429, "rate_limited");
     assert_eq!(gateway.get("2001:db8:0:1::1", "/queue").await.status, 200);
     assert!(gateway.metric("comfygate_rejections_total{reason=\"rate_limited\"}").await >= 2.0);
     eventually("it may come back", PATIENCE, async || {
@@ -65,8 +58,8 @@ async fn the_defaults_let_a_page_of_65_requests_through_for_many_at_one_address(
         let requests = (0..65).map(|_| gateway.get("203.0.113.1", "/queue"));
         join_all(requests).await.iter().filter(|reply| reply.status == 200).count()
     };
-    let served: usize = join_all((0..10).map(|_| page())).await.iter().sum();
-    assert_eq!(served, 650);
+    let served: usize = join_all((0..4).map(|_| page())).await.iter().sum();
+    assert_eq!(served, 260);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,46 +82,42 @@ async fn a_client_has_so_many_websockets_and_frames_so_long() {
     assert_eq!(close_code(&mut second, PATIENCE).await, 1009);
 }
 
-/// An upload of which the last byte is still to come.
-async fn half_upload(gateway: &Gateway, client: &str) -> TcpStream {
+/// An upload that has come to the backend, and of which the last byte is still to come.
+async fn half_upload(gateway: &Gateway, fake: &Fake, client: &str) -> TcpStream {
     let headers = [("x-forwarded-for", client), ("Content-Length", "2")];
     let head = http::head("POST", "/upload/image", &headers) + "a";
+    let before = fake.begun();
     let mut stream = TcpStream::connect(gateway.data).await.unwrap();
     stream.write_all(head.as_bytes()).await.unwrap();
+    eventually("it has begun", PATIENCE, async || fake.begun() > before).await;
     stream
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn so_many_uploads_are_under_way_at_once() {
     let fake = Fake::replying("{}").await;
-    let limits = json!({"uploads": 3, "per_client": {"uploads": 2}});
-    let gateway = with_limits(&fake.url(), limits).await;
+    let patient = json!({"body_timeout": "5m", "uploads": 3, "per_client": {"uploads": 2}});
+    let gateway = with_limits(&fake.url(), patient).await;
     let upload = async |client: &str| {
         let headers = [("x-forwarded-for", client), ("Content-Length", "1")];
         gateway.raw((http::head("POST", "/upload/image", &headers) + "a").as_bytes()).await
     };
-    let mut held = vec![half_upload(&gateway, "203.0.113.1").await];
-    held.push(half_upload(&gateway, "203.0.113.1").await);
-    eventually("one client has all of its uploads", PATIENCE, async || {
-        upload("203.0.113.1").await.status == 429
-    })
-    .await;
+    let mut held = vec![
+        half_upload(&gateway, &fake, "203.0.113.1").await,
+        half_upload(&gateway, &fake, "203.0.113.1").await,
+    ];
+    upload("203.0.113.1").await.assert_refusal(429, "rate_limited");
     assert_eq!(upload("203.0.113.2").await.status, 200);
-    held.push(half_upload(&gateway, "203.0.113.2").await);
-    eventually("there is no room for more", PATIENCE, async || {
-        let reply = upload("203.0.113.3").await;
-        if reply.status == 503 {
-            reply.assert_refusal(503, "overloaded");
-            assert_eq!(reply.header("retry-after"), Some("1"));
-        }
-        reply.status == 503
-    })
-    .await;
-    for mut stream in held {
+    held.push(half_upload(&gateway, &fake, "203.0.113.2").await);
+    let refused = upload("203.0.113.3").await;
+    refused.assert_refusal(503, "overloaded");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    for stream in &mut held {
         stream.write_all(b"b").await.unwrap();
-        assert_eq!(read_reply(&mut stream).await.unwrap().status, 200, "who was let in ends well");
+        assert_eq!(read_reply(stream).await.unwrap().status, 200, "who was let in ends well");
     }
-    assert_eq!(upload("203.0.113.1").await.status, 200);
+    eventually("there is room again", PATIENCE, async || upload("203.0.113.1").await.status == 200)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -178,7 +167,7 @@ async fn a_connection_ends_after_so_many_requests() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_take_its_answer_is_cut_and_who_takes_it_slowly_is_not() {
     let echo = Echo::start().await;
-    let limits = json!({"write_timeout": "1s", "write_rate": "1KiB"});
+    let limits = json!({"write_timeout": "4s", "write_rate": "1KiB"});
     let gateway = with_limits(echo.url(), limits).await;
     // 64 MiB: more than any socket buffers.
     let request = http::get("/download/1024", &[]);
@@ -193,11 +182,10 @@ async fn who_does_not_take_its_answer_is_cut_and_who_takes_it_slowly_is_not() {
     let slowly = async {
         let (mut buffer, mut taken) = (vec![0; 64 << 10], 0);
         let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(4) {
+        while start.elapsed() < Duration::from_secs(8) || taken < 100_000 {
             taken += slow.read(&mut buffer).await.expect("a slow reader is served");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        assert!(taken > 100_000, "{taken}");
     };
     let cut = async {
         let reason = "comfygate_rejections_total{reason=\"slow_reader\"}";

@@ -16,9 +16,12 @@ use tokio::time::timeout;
 
 use crate::support::PATIENCE;
 
-/// Sends bytes, in pieces with a moment between them, and reads until the other side is done: it
-/// closes, or is silent for a while.
-async fn talk(address: SocketAddr, pieces: &[&[u8]], silence: Duration) -> String {
+/// How long a connection that stays open is listened to behind its answers.
+const SILENCE: Duration = Duration::from_millis(150);
+
+/// Sends bytes, in pieces with a moment between them, and reads until the other side closes, or has
+/// given so many answers and is silent for a while.
+async fn talk(address: SocketAddr, pieces: &[&[u8]], answers: usize) -> String {
     let stream = TcpStream::connect(address).await.unwrap();
     let (mut reader, mut writer) = stream.into_split();
     let sending = async {
@@ -35,7 +38,8 @@ async fn talk(address: SocketAddr, pieces: &[&[u8]], silence: Duration) -> Strin
         let mut heard = Vec::new();
         let mut buffer = [0; 4096];
         loop {
-            let wait = if heard.is_empty() { PATIENCE } else { silence };
+            let enough = statuses(&String::from_utf8_lossy(&heard)).len() >= answers;
+            let wait = if enough { SILENCE } else { PATIENCE };
             match timeout(wait, reader.read(&mut buffer)).await {
                 Ok(Ok(0) | Err(_)) => break,
                 Ok(Ok(length)) => heard.extend_from_slice(&buffer[..length]),

@@ -217,7 +217,7 @@ fn chunked() -> Vec<Case> {
         chunks("a bare line feed behind data", "3\r\nabc\n0\r\n\r\n", Refused(400)),
         chunks("nothing behind data", "3\r\nabc0\r\n\r\n", Refused(400)),
         chunks("more data than said", "3\r\nabcd\r\n0\r\n\r\n", Refused(400)),
-        chunks("a bare line feed at the end", "3\r\nabc\r\n0\r\n\n", Refused(400)),
+        chunks("a bare line feed behind the last chunk", "3\r\nabc\r\n0\r\n\n", Refused(400)),
         chunks("trailers", "3\r\nabc\r\n0\r\nX: y\r\n\r\n", Refused(400)),
         chunks("a length in trailers", "3\r\nabc\r\n0\r\nContent-Length: 5\r\n\r\n", Refused(400)),
         chunks(
