@@ -15,8 +15,8 @@ use super::checked::{
     Pool, Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy,
     Webhook,
 };
-use super::not_yet::NOT_YET;
 use super::raw::Node;
+use super::resilience::{outlier, timeouts};
 use super::secret::Secret;
 use super::tls::tls;
 
@@ -40,6 +40,8 @@ pub(super) fn config(root: &Node<'_>, backends: Vec<Backend>, file: Option<PathB
         session: session(&root.get("session")),
         health_check: health_check(&root.get("health_check")),
         failover: failover(&root.get("failover")),
+        outlier: outlier(&root.get("outlier")),
+        timeouts: timeouts(&root.get("timeouts")),
         queue: queue(&root.get("queue")),
         backends,
         backends_file: file,
@@ -391,12 +393,6 @@ fn check_listeners(root: &Node<'_>, config: &Config) {
 fn overlap(a: IpAddr, b: IpAddr) -> bool {
     let covers = |a: IpAddr, b: IpAddr| a.is_unspecified() && (a.is_ipv6() || b.is_ipv4());
     a == b || covers(a, b) || covers(b, a)
-}
-
-/// Warns of what is not built.
-pub(super) fn not_yet(config: &Config) -> Vec<String> {
-    let asked = NOT_YET.iter().filter(|missing| (missing.asked)(config));
-    asked.map(|missing| format!("{}: has no effect yet", missing.key)).collect()
 }
 
 /// Warns of what is allowed but hardly meant.

@@ -55,6 +55,8 @@ const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 const SLACK: Duration = Duration::from_secs(5);
 const BAD_CHUNKS: &str = "the body's chunks are malformed";
 const EARLY_FRAMES: &str = "bytes follow a WebSocket's handshake before it is answered";
+/// A connection without a request yet is kept so long when the gateway stops.
+const NEWCOMER: Duration = Duration::from_millis(500);
 /// After a refusal the client may go on sending for so long before the connection is cut.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -128,11 +130,15 @@ impl FrontDoor {
         let mut settings: Option<HttpPersistentSettings> = None;
         let mut served = 0;
         let mut buffer = BytesMut::new();
-        let mut stopping = self.gateway.stopping.subscribe();
+        let stopping = self.gateway.stopping.subscribe();
+        // Whoever has just connected is about to ask, and could not know better.
+        let mut patience = NEWCOMER;
         loop {
-            let head = self.next_head(&mut stream, &mut buffer, &mut stopping).await;
+            let leaving = left(stopping.clone(), patience);
+            let head = self.next_head(&mut stream, &mut buffer, leaving).await;
             let Some(length) = head else { return };
             served += 1;
+            patience = Duration::ZERO;
             let admission = admit(&self.gateway, &buffer[..length], peer, tls);
             match admission {
                 Admission::Proxy { envelope, head, body } => {
@@ -203,13 +209,13 @@ impl FrontDoor {
         &self,
         stream: &mut Metered,
         buffer: &mut BytesMut,
-        stopping: &mut ShutdownWatch,
+        leaving: impl Future<Output = ()>,
     ) -> Option<usize> {
         let limits = self.gateway.config.load().limits.clone();
         let head = tokio::select! {
             biased;
             head = read_head(stream, buffer, &limits, limits.keepalive_timeout) => head,
-            _ = stopping.wait_for(|stopping| *stopping) => return None,
+            () = leaving => return None,
         };
         match head {
             Ok(length) => Some(length),
@@ -246,6 +252,12 @@ impl FrontDoor {
         session.set_read_timeout(Some(limits.body_timeout + SLACK));
         session.set_write_timeout(Some(limits.write_timeout + SLACK));
     }
+}
+
+/// When a connection that waits for a request is to end.
+async fn left(mut stopping: ShutdownWatch, patience: Duration) {
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+    tokio::time::sleep(patience).await;
 }
 
 /// Takes from the buffer what Pingora is to parse: the head and what belongs to the body. The rest
