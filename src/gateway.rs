@@ -24,6 +24,7 @@ use crate::identity::crowd::{self, CrowdWatch};
 use crate::identity::mark::Marks;
 use crate::identity::session::{Session, SigningKey};
 use crate::identity::{Caller, ClientKey};
+use crate::limits::Limiter;
 use crate::logging::TARGET;
 use crate::metrics::Metrics;
 use crate::outlier::warden::Warden;
@@ -66,6 +67,8 @@ pub struct Gateway {
     pub warden: Arc<Warden>,
     /// Keeps retry storms away.
     pub budget: Arc<RetryBudget>,
+    /// How much clients may have.
+    pub limits: Limiter,
     /// What Prometheus is told.
     pub metrics: Metrics,
     /// Time for placements.
@@ -142,6 +145,7 @@ impl Gateway {
             tasks: Arc::default(),
             pool: OnceLock::new(),
             budget: Arc::default(),
+            limits: Limiter::default(),
             metrics: Metrics::default(),
             clock: Clock::start(),
             started: Moment::now(),

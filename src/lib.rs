@@ -3,7 +3,7 @@
 //! The way of a request, module by module:
 //!
 //! 1. [`server`] has bound the ports; [`edge`] accepts the connection and reads the request's
-//!    head, strictly and within one time ([`edge::head`]).
+//!    head, strictly and within one time ([`edge::head`]), unless [`limits`] are reached.
 //! 2. [`edge::admit`] decides what becomes of it: [`comfy::origin`] keeps other sites out, [`auth`]
 //!    whoever may not come in, [`identity`] tells who asks.
 //! 3. [`gateway`] finds the backend: the one that [`affinity`] remembers, else the one that
@@ -43,6 +43,7 @@ pub mod health;
 pub mod identity;
 pub mod inventory;
 pub mod keeper;
+pub mod limits;
 pub mod logging;
 pub mod metrics;
 pub mod operator;

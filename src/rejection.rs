@@ -36,6 +36,10 @@ pub enum Kind {
     QueueFull,
     /// The head is over the limit.
     HeadersTooLarge,
+    /// Path and query are over the limit.
+    UriTooLong,
+    /// There is no room for more.
+    Overloaded,
     /// The backend failed.
     UpstreamFailed,
     /// There is no backend to ask.
@@ -63,6 +67,8 @@ impl Kind {
         Self::RateLimited,
         Self::QueueFull,
         Self::HeadersTooLarge,
+        Self::UriTooLong,
+        Self::Overloaded,
         Self::UpstreamFailed,
         Self::NoBackend,
         Self::StorageUnavailable,
@@ -96,6 +102,8 @@ impl Kind {
             Self::HeadersTooLarge => {
                 ("headers_too_large", StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)
             }
+            Self::UriTooLong => ("uri_too_long", StatusCode::URI_TOO_LONG),
+            Self::Overloaded => ("overloaded", StatusCode::SERVICE_UNAVAILABLE),
             Self::UpstreamFailed => ("upstream_failed", StatusCode::BAD_GATEWAY),
             Self::NoBackend => ("no_backend", StatusCode::SERVICE_UNAVAILABLE),
             Self::StorageUnavailable => ("storage_unavailable", StatusCode::SERVICE_UNAVAILABLE),

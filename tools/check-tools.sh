@@ -3,7 +3,7 @@
 # sudo without a password), or names the command that does.
 #
 #   tools/check-tools.sh             what `make run` and `make test` need
-#   tools/check-tools.sh --browser   also what some tests use: Chromium, promtool
+#   tools/check-tools.sh --browser   also what some tests use: Chromium, promtool, slowhttptest, aiohttp
 set -eu
 
 missing=""
@@ -26,6 +26,9 @@ if [ "${1:-}" = --browser ]; then
     has chromium || lacks chromium
     has chromedriver || lacks chromium-driver
     has promtool || lacks prometheus # checks the metrics page and the alert rules
+    has slowhttptest || lacks slowhttptest # attacks the gateway
+    python3 -c 'import aiohttp' 2>/dev/null || /usr/bin/python3 -c 'import aiohttp' 2>/dev/null ||
+        lacks python3-aiohttp # ComfyUI's own HTTP stack, as a backend
     python3 -m pip --version >/dev/null 2>&1 || lacks python3 python3-pip # fetches the stock page
 fi
 

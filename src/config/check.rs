@@ -12,10 +12,9 @@ use super::auth::{auth, routes, security};
 use super::backends::headers;
 use super::checked::{
     AccessLog, Admin, Affinity, Alerts, Backend, Cache, ClientEvents, Config, Failover, Fairness,
-    HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerUser, Pool, Priority,
-    ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Webhook,
+    HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerClient, PerUser, Pool,
+    Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Webhook,
 };
-use super::not_yet::NOT_YET;
 use super::raw::Node;
 use super::resilience::{outlier, timeouts};
 use super::secret::Secret;
@@ -59,6 +58,7 @@ pub(super) fn config(root: &Node<'_>, backends: Vec<Backend>, file: Option<PathB
     };
     check_listeners(root, &config);
     check_identity(root, &config);
+    check_proxy_protocol(root, &config);
     config
 }
 
@@ -311,10 +311,33 @@ fn limits(node: &Node<'_>) -> Limits {
         header_bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
         header_count: node.get("header_count").int(100, 8..=256),
         header_timeout: node.get("header_timeout").duration(10 * SECOND, 10 * MS..=HOUR),
+        url_length: usize::try_from(node.get("url_length").size(8 * KIB, 64..=1000 * KIB))
+            .unwrap_or(usize::MAX),
         body_size: node.get("body_size").size(100 * MIB, 1..=TIB),
+        prompt_size: node.get("prompt_size").size(64 * MIB, 1..=TIB),
+        control_size: node.get("control_size").size(MIB, 1..=TIB),
+        body_timeout: node.get("body_timeout").duration(30 * SECOND, 10 * MS..=HOUR),
+        body_rate: node.get("body_rate").size(512, 0..=GIB),
+        write_timeout: node.get("write_timeout").duration(60 * SECOND, 10 * MS..=HOUR),
+        write_rate: node.get("write_rate").size(512, 0..=GIB),
         keepalive_timeout: node.get("keepalive_timeout").duration(60 * SECOND, 10 * MS..=DAY),
+        requests_per_connection: node.get("requests_per_connection").int(10_000, 0..=1_000_000_000),
         connections: node.get("connections").int(10_000, 1..=1_000_000),
+        uploads: node.get("uploads").int(500, 0..=1_000_000),
+        prompt_memory: node.get("prompt_memory").size(GIB, MIB..=TIB),
+        websocket_frame: node.get("websocket_frame").size(4 * MIB, 126..=GIB),
+        per_client: per_client(&node.get("per_client")),
         per_user: per_user(&node.get("per_user")),
+    }
+}
+
+fn per_client(node: &Node<'_>) -> PerClient {
+    PerClient {
+        connections: node.get("connections").int(2000, 0..=1_000_000),
+        connections_per_second: node.get("connections_per_second").int(100, 0..=1_000_000),
+        requests_per_second: node.get("requests_per_second").int(500, 0..=1_000_000),
+        websockets: node.get("websockets").int(1000, 0..=1_000_000),
+        uploads: node.get("uploads").int(100, 0..=1_000_000),
     }
 }
 
@@ -338,6 +361,18 @@ fn check_identity(root: &Node<'_>, config: &Config) {
     }
 }
 
+/// A PROXY header is taken from trusted peers only.
+fn check_proxy_protocol(root: &Node<'_>, config: &Config) {
+    let server = &config.server;
+    if server.proxy_protocol != ProxyProtocol::Off && server.trusted_proxies.is_empty() {
+        root.get("server").get("proxy_protocol").problem(
+            "believed of server.trusted_proxies only, and there are none; give the load \
+             balancer's address there, or use off"
+                .to_owned(),
+        );
+    }
+}
+
 /// The two listeners must not want the same port.
 fn check_listeners(root: &Node<'_>, config: &Config) {
     let (server, admin) = (&config.server, config.admin.listen);
@@ -356,14 +391,6 @@ fn check_listeners(root: &Node<'_>, config: &Config) {
 fn overlap(a: IpAddr, b: IpAddr) -> bool {
     let covers = |a: IpAddr, b: IpAddr| a.is_unspecified() && (a.is_ipv6() || b.is_ipv4());
     a == b || covers(a, b) || covers(b, a)
-}
-
-/// Refuses what is not built and cannot be done without.
-pub(super) fn not_yet(root: &Node<'_>, config: &Config) {
-    for missing in NOT_YET.iter().filter(|missing| (missing.asked)(config)) {
-        let node = missing.key.split('.').fold(root.clone(), |node, key| node.get(key));
-        node.problem(missing.cure.to_owned());
-    }
 }
 
 /// Warns of what is allowed but hardly meant.

@@ -431,14 +431,53 @@ pub struct Limits {
     pub header_count: usize,
     /// Time from the first byte of a head to its last.
     pub header_timeout: Duration,
-    /// Bytes of a request body.
+    /// Bytes of a request's path and query.
+    pub url_length: usize,
+    /// Bytes of a request body: uploads, and what has no size of its own below.
     pub body_size: u64,
+    /// Bytes of a prompt.
+    pub prompt_size: u64,
+    /// Bytes of what controls the queue: deletes, interrupts.
+    pub control_size: u64,
+    /// How long a body may stall in all...
+    pub body_timeout: Duration,
+    /// ...each so many bytes give it a second more; 0: time alone counts, piece by piece.
+    pub body_rate: u64,
+    /// How long a client may leave an answer unread in all...
+    pub write_timeout: Duration,
+    /// ...each so many bytes it takes give it a second more; 0 as above.
+    pub write_rate: u64,
     /// Idle time after which a keep-alive connection is closed.
     pub keepalive_timeout: Duration,
+    /// Requests after which a connection is closed; 0: any number.
+    pub requests_per_connection: u32,
     /// Client connections at once.
     pub connections: usize,
+    /// Uploads at once; 0: any number.
+    pub uploads: u32,
+    /// Bytes of prompts that are held in pool mode.
+    pub prompt_memory: u64,
+    /// Bytes of a frame that a client may send through a WebSocket.
+    pub websocket_frame: u64,
+    /// What one client address may have.
+    pub per_client: PerClient,
     /// What one caller may have in pool mode.
     pub per_user: PerUser,
+}
+
+/// `limits.per_client`: what one client address (IPv6: its /64) may have; 0: as much as it likes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PerClient {
+    /// Connections at once.
+    pub connections: u32,
+    /// New connections per second; ten seconds' worth may come at once.
+    pub connections_per_second: u32,
+    /// Requests per second; ten seconds' worth may come at once.
+    pub requests_per_second: u32,
+    /// WebSockets at once.
+    pub websockets: u32,
+    /// Uploads at once.
+    pub uploads: u32,
 }
 
 /// `limits.per_user`: what one caller may have in pool mode; 0: as much as it likes.

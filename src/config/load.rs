@@ -166,7 +166,6 @@ fn load_tree(
     let from_backends_file = items(listed.as_ref()).len();
     require_backends(&root, &lists, &reading);
     let config = check::config(&root, backends(&lists), path);
-    check::not_yet(&root, &config);
     let warnings = check::warnings(&root, &config);
 
     let problems = reading.problems.into_inner();

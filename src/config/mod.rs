@@ -19,7 +19,6 @@ mod keys;
 mod layers;
 mod load;
 mod locate;
-mod not_yet;
 mod problem;
 mod quantity;
 mod raw;
@@ -32,8 +31,9 @@ mod yaml;
 pub use auth::{ApiKey, Auth, Forward, Login, Routes, Security, User};
 pub use checked::{
     AccessLog, Admin, Affinity, Alerts, Backend, Cache, ClientEvents, Config, Failover, Fairness,
-    HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerUser, Pool, Priority,
-    ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Tls, Webhook,
+    HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerClient, PerUser, Pool,
+    Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Tls,
+    Webhook,
 };
 pub use command::{CheckArgs, check_file, run_check};
 pub use endpoint::Endpoint;

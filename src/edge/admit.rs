@@ -22,7 +22,8 @@ use crate::gateway::Gateway;
 use crate::identity::mark::{self, Mark};
 use crate::identity::session::{Session, SigningKey};
 use crate::identity::zone::zone_of;
-use crate::identity::{Caller, cookie, tab, user};
+use crate::identity::{Caller, ClientKey, cookie, tab, user};
+use crate::limits::body::BodyLimit;
 use crate::pool::route::Route;
 use crate::registry;
 use crate::rejection::{Kind, Rejection};
@@ -133,10 +134,6 @@ struct Identified<'h> {
 
 impl Desk<'_> {
     fn decide(&self, head: &Head<'_>, told: Option<Told>) -> Admission {
-        let limit = self.config.limits.body_size;
-        if head.content_length.is_some_and(|length| length > limit) {
-            return Admission::Refuse(body_too_large(limit));
-        }
         let headers = head.subset(&LOOKED_AT);
         if origin::is_foreign(&head.method, &headers, &self.config.server.public_names) {
             let message = "another site may not send requests here";
@@ -148,6 +145,14 @@ impl Desk<'_> {
         }
         let trusted = self.gateway.trusted.load();
         let address = trusted.client(self.peer.ip(), &headers);
+        let client = (!trusted.contains(address)).then(|| ClientKey::of_address(address));
+        let limits = &self.config.limits;
+        // Once, however often it is looked at.
+        if let Some(client) = client.filter(|_| told.is_none())
+            && let Err(refused) = self.gateway.limits.request(client, limits)
+        {
+            return Admission::Refuse(refused);
+        }
         let now = self.gateway.clock.now();
         let believed = trusted.contains(self.peer.ip());
         let named = match self.user(head, believed) {
@@ -165,6 +170,10 @@ impl Desk<'_> {
         };
         if let Some(name) = pass.user {
             found.caller = Caller::User(name);
+        }
+        let body_limit = BodyLimit::of(&head.method, found.target, limits);
+        if head.content_length.is_some_and(|length| length > body_limit.bytes) {
+            return Admission::Refuse(body_limit.refusal());
         }
         let forwarded = trusted.forwarded(self.peer.ip(), &headers, self.tls);
         let there = |name: &&str| head.all(name).next().is_some();
@@ -209,6 +218,8 @@ impl Desk<'_> {
             zone,
             mark,
             service,
+            client,
+            body_limit,
         });
         if head.all("upgrade").next().is_some() && head.has_token("upgrade", "websocket") {
             return websocket(head, found.target, &without, envelope);
@@ -255,22 +266,22 @@ impl Desk<'_> {
     }
 
     /// The target as it stands in the bytes: equal pointers mean that nothing was taken off.
-    fn sent_target<'h>(&self, head: &Head<'h>) -> &'h str {
+    fn sent_target<'h>(&self, head: &'h Head<'_>) -> &'h str {
         let start = self.bytes.iter().position(|&byte| byte == b' ').map_or(0, |at| at + 1);
         let as_sent = self.bytes[start..].as_ptr() == head.target.as_ptr();
-        if as_sent { head.target } else { "" }
+        if as_sent { &head.target } else { "" }
     }
 
     fn identify<'h>(
         &self,
-        head: &Head<'h>,
+        head: &'h Head<'_>,
         headers: &http::HeaderMap,
         address: std::net::IpAddr,
         now: Seconds,
     ) -> Result<Identified<'h>, Admission> {
         let mut found = Identified {
             caller: Caller::Address(address),
-            target: head.target,
+            target: &head.target,
             tab: None,
             by_hand: None,
             set_cookie: None,
@@ -315,7 +326,7 @@ impl Desk<'_> {
 
     fn by_tab<'h>(
         &self,
-        head: &Head<'h>,
+        head: &'h Head<'_>,
         headers: &http::HeaderMap,
         now: Seconds,
         found: &mut Identified<'h>,
@@ -329,9 +340,9 @@ impl Desk<'_> {
         };
         let (path, query) = match head.target.split_once('?') {
             Some((path, query)) => (path, Some(query)),
-            None => (head.target, None),
+            None => (&*head.target, None),
         };
-        let Some(split) = tab::split_tab(head.target) else {
+        let Some(split) = tab::split_tab(&head.target) else {
             if tab::is_page_navigation(&head.method, path, headers) {
                 return Err(new_tab(query));
             }
@@ -394,12 +405,6 @@ fn mark_of(
     Mark::of(head.all(mark::HEADER).next(), target, navigates)
 }
 
-/// The refusal of a body over the limit.
-pub fn body_too_large(limit: u64) -> Rejection {
-    Rejection::new(Kind::BodyTooLarge, format!("the body is over the limit of {limit} bytes"))
-        .cure("limits.body_size raises it")
-}
-
 fn websocket(
     head: &Head<'_>,
     target: &str,
@@ -413,8 +418,9 @@ fn websocket(
     if head.chunked || head.content_length.unwrap_or(0) > 0 {
         return refuse("a WebSocket's handshake has no body");
     }
-    let Some(key) = head.get("sec-websocket-key").map(str::to_owned) else {
-        return refuse("Sec-WebSocket-Key is missing");
+    let mut keys = head.all("sec-websocket-key").filter_map(|key| std::str::from_utf8(key).ok());
+    let (Some(key), None) = (keys.next().map(str::to_owned), keys.next()) else {
+        return refuse("there must be one Sec-WebSocket-Key");
     };
     let headers = head
         .headers

@@ -54,15 +54,15 @@ impl Desk<'_> {
         let forwarded = trusted.forwarded(self.peer.ip(), headers, self.tls);
         let request = Request {
             method: &head.method,
-            sent: head.target,
-            target: self.within_tab(head.target),
+            sent: &head.target,
+            target: self.within_tab(&head.target),
             headers,
             public_names: &self.config.server.public_names,
         };
         let secure = forwarded.proto == "https";
         let question = |asked: &Arc<Forward>| {
             let lines = head.headers.iter().map(|header| (header.name, header.value));
-            Subrequest::new(asked, &head.method, head.target, forwarded.clone(), lines)
+            Subrequest::new(asked, &head.method, &head.target, forwarded.clone(), lines)
         };
         let arrival = Arrival { named, now, told, secure, question: &question };
         match self.gateway.auth.judge(&request, arrival) {

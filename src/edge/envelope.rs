@@ -12,6 +12,7 @@ use crate::backend::{Backend, BackendId};
 use crate::identity::address::Forwarded;
 use crate::identity::mark::Mark;
 use crate::identity::{Caller, ClientKey};
+use crate::limits::body::BodyLimit;
 use crate::pool::route::Route;
 
 /// What is known of a request.
@@ -53,6 +54,10 @@ pub struct Envelope {
     pub mark: Option<Mark>,
     /// It goes to a registered service that does this, not to a ComfyUI server.
     pub service: Option<String>,
+    /// Whom limits count it for; `None` for trusted proxies themselves.
+    pub client: Option<ClientKey>,
+    /// How long its body may be.
+    pub body_limit: BodyLimit,
 }
 
 /// Headers of the client that never reach a backend: what the gateway says itself, and what would

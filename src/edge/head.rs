@@ -4,6 +4,7 @@
 //! refused. So the head is read here within one total time and size, checked strictly (RFC 9112),
 //! and only then handed on as it came. What two parsers could read differently is refused.
 
+use std::borrow::Cow;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -14,11 +15,14 @@ use tokio::io::AsyncRead;
 use tokio::time::{Instant, timeout_at};
 
 use super::conn::read_into;
+use super::target;
 use crate::config::Limits;
 use crate::rejection::{Kind, Rejection};
 
 /// Header lines that fit the parser's table; `limits.header_count` is checked below it.
 pub const MAX_HEADERS: usize = 256;
+/// Blank lines before a request that are forgiven.
+const MAX_BLANK_LINES: usize = 2;
 
 /// Why no head came.
 #[derive(Debug)]
@@ -40,11 +44,14 @@ pub async fn read_head<S>(
 where
     S: AsyncRead + Unpin + ?Sized,
 {
-    let mut deadline =
-        Instant::now() + if buffer.is_empty() { idle } else { limits.header_timeout };
-    let mut scanned = 0;
+    let mut came = !buffer.is_empty();
+    let mut deadline = Instant::now() + if came { limits.header_timeout } else { idle };
+    let (mut scanned, mut blank_lines) = (0, 0);
     loop {
-        skip_blank_lines(buffer, &mut scanned);
+        blank_lines += skip_blank_lines(buffer, &mut scanned);
+        if blank_lines > MAX_BLANK_LINES {
+            return Err(NoHead::Refused(bad("blank lines stand before the request")));
+        }
         match end_of_head(buffer, &mut scanned) {
             Ok(Some(end)) if end <= limits.header_bytes => return Ok(end),
             Ok(Some(_)) => return Err(NoHead::Refused(too_large(limits))),
@@ -54,12 +61,14 @@ where
             Ok(None) => {}
             Err(refused) => return Err(NoHead::Refused(refused)),
         }
-        let was_empty = buffer.is_empty();
         match timeout_at(deadline, read_into(stream, buffer)).await {
             Ok(Ok(0) | Err(_)) => return Err(NoHead::Gone),
-            Ok(Ok(_)) if was_empty => deadline = Instant::now() + limits.header_timeout,
+            Ok(Ok(_)) if !came => {
+                came = true;
+                deadline = Instant::now() + limits.header_timeout;
+            }
             Ok(Ok(_)) => {}
-            Err(_) if was_empty => return Err(NoHead::Gone),
+            Err(_) if buffer.is_empty() => return Err(NoHead::Gone),
             Err(_) => {
                 let seconds = limits.header_timeout.as_secs_f64();
                 return Err(NoHead::Refused(Rejection::new(
@@ -82,12 +91,15 @@ fn too_large(limits: &Limits) -> Rejection {
 }
 
 /// Blank lines before a request line are leftovers of old clients and may be skipped (RFC 9112,
-/// section 2.2).
-fn skip_blank_lines(buffer: &mut BytesMut, scanned: &mut usize) {
+/// section 2.2); says how many there were.
+fn skip_blank_lines(buffer: &mut BytesMut, scanned: &mut usize) -> usize {
+    let mut skipped = 0;
     while buffer.starts_with(b"\r\n") {
         buffer.advance(2);
         *scanned = scanned.saturating_sub(2);
+        skipped += 1;
     }
+    skipped
 }
 
 /// The length of a head that is complete. A line feed without its carriage return is refused at
@@ -117,8 +129,8 @@ fn bad(message: &str) -> Rejection {
 pub struct Head<'b> {
     /// Method.
     pub method: Method,
-    /// Path and query as they were sent.
-    pub target: &'b str,
+    /// Path and query: as they were sent, but for escapes of plain characters in the path.
+    pub target: Cow<'b, str>,
     /// Header lines in their order.
     pub headers: &'b [httparse::Header<'b>],
     /// `Content-Length`, if there is one.
@@ -145,14 +157,16 @@ impl<'b> Head<'b> {
         if headers.len() > limits.header_count {
             return Err(too_large(limits));
         }
-        let method = method
-            .and_then(|method| Method::from_bytes(method.as_bytes()).ok())
-            .ok_or_else(|| bad("the method is malformed"))?;
+        let method = method.ok_or_else(|| bad("the method is malformed")).and_then(served)?;
         let target = path.ok_or_else(|| bad("the request has no target"))?;
+        if target.len() > limits.url_length {
+            return Err(too_long(limits));
+        }
         check_lines(bytes)?;
         let framing = framing(headers, version == Some(1))?;
         check_host(headers, version == Some(1))?;
-        let target = origin_form(&method, target, headers)?;
+        check_hop_by_hop(headers)?;
+        let target = origin_form(target, headers)?;
         let (content_length, chunked) = framing;
         Ok(Self { method, target, headers, content_length, chunked })
     }
@@ -237,7 +251,7 @@ fn framing(
 fn check_host(headers: &[httparse::Header<'_>], is_1_1: bool) -> Result<(), Rejection> {
     let mut hosts = values(headers, "host");
     match (hosts.next(), hosts.next()) {
-        (Some(host), None) if host.iter().all(|&b| is_host_byte(b)) => Ok(()),
+        (Some(host), None) if target::is_host(host) => Ok(()),
         (None, None) if !is_1_1 => Ok(()),
         (Some(_), None) => Err(bad("Host is malformed")),
         (None, _) => Err(bad("Host is missing")),
@@ -245,20 +259,48 @@ fn check_host(headers: &[httparse::Header<'_>], is_1_1: bool) -> Result<(), Reje
     }
 }
 
-fn is_host_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b".-_:[]~%!$&'()*+,;=".contains(&byte)
+/// Headers that tell how a message is framed, or whose it is, cannot be taken off on the way as
+/// `Connection` has it; and nobody but us would know an expectation besides `100-continue`.
+fn check_hop_by_hop(headers: &[httparse::Header<'_>]) -> Result<(), Rejection> {
+    const KEPT: [&[u8]; 6] =
+        [b"content-length", b"transfer-encoding", b"host", b"cookie", b"authorization", b"expect"];
+    let tokens = values(headers, "connection").flat_map(|value| value.split(|&byte| byte == b','));
+    for token in tokens.map(<[u8]>::trim_ascii) {
+        if KEPT.iter().any(|kept| kept.eq_ignore_ascii_case(token)) {
+            return Err(bad("Connection names a header that is not for one connection"));
+        }
+    }
+    let mut expected = values(headers, "expect");
+    match (expected.next(), expected.next()) {
+        (None, _) => Ok(()),
+        (Some(value), None) if value.eq_ignore_ascii_case(b"100-continue") => Ok(()),
+        _ => Err(bad("the only Expect accepted is 100-continue")),
+    }
+}
+
+/// The method, if it is one that a server may see. Methods have no lower case, and some servers
+/// take `post` for `POST` while others do not.
+fn served(method: &str) -> Result<Method, Rejection> {
+    if method.bytes().any(|byte| !byte.is_ascii_uppercase() && byte != b'-' && byte != b'_') {
+        return Err(bad("the method is malformed"));
+    }
+    if matches!(method, "CONNECT" | "TRACE") {
+        let message = format!("{method} is not served here");
+        return Err(Rejection::new(Kind::MethodNotAllowed, message));
+    }
+    Method::from_bytes(method.as_bytes()).map_err(|_| bad("the method is malformed"))
+}
+
+fn too_long(limits: &Limits) -> Rejection {
+    let message = format!("path and query are over the limit of {} bytes", limits.url_length);
+    Rejection::new(Kind::UriTooLong, message).cure("limits.url_length raises it")
 }
 
 /// The target as path and query. The absolute form must name the same host as `Host` does.
 fn origin_form<'b>(
-    method: &Method,
     target: &'b str,
     headers: &[httparse::Header<'_>],
-) -> Result<&'b str, Rejection> {
-    if *method == Method::CONNECT {
-        let message = "CONNECT is not served here";
-        return Err(Rejection::new(Kind::MethodNotAllowed, message));
-    }
+) -> Result<Cow<'b, str>, Rejection> {
     if target.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
         return Err(bad("the target contains control bytes"));
     }
@@ -279,12 +321,12 @@ fn origin_form<'b>(
 }
 
 /// What Pingora would refuse in its own words, or cut off: behind a `#` the backend would see
-/// another path than we do.
-fn checked(target: &str) -> Result<&str, Rejection> {
+/// another path than we do. So it would where it decodes or resolves what we did not.
+fn checked(target: &str) -> Result<Cow<'_, str>, Rejection> {
     if target.contains('#') || PathAndQuery::from_str(target).is_err() {
         return Err(bad("the target contains a character that must be percent-encoded"));
     }
-    Ok(target)
+    target::plain(target).map_err(bad)
 }
 
 /// The same head with another target, without `Upgrade` (of upgrades only WebSockets are served,
@@ -314,17 +356,17 @@ pub fn rewrite(bytes: &[u8], target: &str, without: &[&str]) -> BytesMut {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
 
-    const LIMITS: Limits = Limits {
+    static LIMITS: LazyLock<Limits> = LazyLock::new(|| Limits {
         header_bytes: 4096,
         header_count: 20,
         header_timeout: Duration::from_secs(10),
-        body_size: 1000,
-        keepalive_timeout: Duration::from_mins(1),
-        connections: 10,
-        per_user: crate::config::PerUser { queued: 0, running: 0, prompts_per_minute: 0 },
-    };
+        url_length: 1000,
+        ..crate::config::parse("backends: ['http://a:1']").unwrap().limits
+    });
 
     fn refusal(head: &str) -> Option<String> {
         let mut table = [httparse::EMPTY_HEADER; MAX_HEADERS];
@@ -387,10 +429,35 @@ mod tests {
             ("GET http://a/<x> HTTP/1.1\r\nHost: a\r\n\r\n", "percent-encoded"),
             ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "neither a path"),
             ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", "CONNECT"),
+            ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", "TRACE"),
+            ("post /prompt HTTP/1.1\r\nHost: a\r\n\r\n", "method"),
+            ("GET / HTTP/1.1\r\nHost:\r\n\r\n", "Host is malformed"),
+            ("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", "Host is malformed"),
+            ("GET / HTTP/1.1\r\nHost: a:b:c\r\n\r\n", "Host is malformed"),
+            ("GET /a/../b HTTP/1.1\r\nHost: a\r\n\r\n", "dot"),
+            ("GET /a\\b HTTP/1.1\r\nHost: a\r\n\r\n", "backslash"),
+            ("GET / HTTP/1.1\r\nHost: a\r\nConnection: Content-Length\r\n\r\n", "Connection"),
+            ("GET / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\n\r\n", "Expect"),
         ] {
             let message = refusal(head).unwrap_or_else(|| panic!("passed: {head:?}"));
             assert!(message.contains(word), "{head:?}: {message}");
         }
+    }
+
+    #[test]
+    fn a_long_target_is_refused_by_its_own_name() {
+        let head = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(1000));
+        let mut table = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let refused = Head::parse(head.as_bytes(), &mut table, &LIMITS).unwrap_err();
+        assert_eq!(refused.kind, Kind::UriTooLong);
+    }
+
+    #[test]
+    fn a_hidden_letter_of_the_path_is_shown() {
+        let head = b"POST /%70rompt?x=%70 HTTP/1.1\r\nHost: a\r\n\r\n";
+        let mut table = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let head = Head::parse(head, &mut table, &LIMITS).unwrap();
+        assert_eq!(head.target, "/prompt?x=%70");
     }
 
     #[test]
@@ -449,5 +516,7 @@ mod tests {
         assert_eq!(kind(read(&[&[b'a'; 5000]]).await), Some(Kind::HeadersTooLarge));
         assert_eq!(kind(read(&[b"GET / HTTP/1.1\n"]).await), Some(Kind::BadRequest));
         assert!(matches!(read(&[]).await, Err(NoHead::Gone)));
+        // Blank lines buy no time.
+        assert_eq!(kind(read(&[b"\r\n", b"\r\n", b"\r\n"]).await), Some(Kind::BadRequest));
     }
 }

@@ -5,48 +5,58 @@
 //! connection nothing is held but the socket.
 
 pub mod admit;
+mod arrival;
+pub mod chunks;
 pub mod conn;
 mod entry;
 pub mod envelope;
 pub mod head;
 mod local;
+pub mod metered;
+mod patience;
 mod pooled;
+pub mod proxy_header;
+mod target;
 pub mod tls;
 mod websocket;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use log::{debug, warn};
+use log::warn;
 use pingora_core::apps::{HttpPersistentSettings, HttpServerApp};
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{self, Record};
+use crate::config::ProxyProtocol;
 use crate::gateway::Gateway;
 use crate::logging::TARGET;
 use crate::metrics;
 use crate::proxy::Proxy;
-use crate::rejection::Rejection;
-use admit::{Admission, Body};
+use crate::rejection::{Kind, Rejection};
+use admit::Admission;
+use arrival::keep_alive;
 use conn::Conn;
 use entry::admitted;
 use head::{NoHead, read_head};
+use metered::Metered;
 use tls::Acceptor;
 
 /// A handshake of TLS takes at most this long.
 const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
-/// A response's bytes must be taken within this time, or the client is cut.
-const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
+/// Pingora's own timeouts come later than ours.
+const SLACK: Duration = Duration::from_secs(5);
+const BAD_CHUNKS: &str = "the body's chunks are malformed";
+const EARLY_FRAMES: &str = "bytes follow a WebSocket's handshake before it is answered";
 /// A connection without a request yet is kept so long when the gateway stops.
 const NEWCOMER: Duration = Duration::from_millis(500);
 /// After a refusal the client may go on sending for so long before the connection is cut.
@@ -58,6 +68,7 @@ pub struct FrontDoor {
     proxy: Arc<HttpProxy<Proxy>>,
     acceptor: Option<Acceptor>,
     admin: axum::Router,
+    proxy_protocol: ProxyProtocol,
     tasks: TaskTracker,
 }
 
@@ -71,7 +82,8 @@ impl FrontDoor {
         tasks: TaskTracker,
     ) -> Arc<Self> {
         let admin = metrics::count_local(admin, &gateway);
-        Arc::new(Self { gateway, proxy, acceptor, admin, tasks })
+        let proxy_protocol = gateway.config.load().server.proxy_protocol;
+        Arc::new(Self { gateway, proxy, acceptor, admin, proxy_protocol, tasks })
     }
 
     /// Accepts until the gateway stops.
@@ -94,17 +106,14 @@ impl FrontDoor {
     }
 
     fn welcome(self: &Arc<Self>, tcp: TcpStream, peer: SocketAddr) {
-        let limit = self.gateway.config.load().limits.connections as u64;
-        let open = Open::new(Arc::clone(&self.gateway));
-        if self.gateway.connections.load(Relaxed) > limit {
-            debug!(target: TARGET, "connection of {peer} closed: limits.connections is {limit}");
-            return;
-        }
+        let Some(place) = arrival::place(&self.gateway, peer) else { return };
         let door = Arc::clone(self);
         self.tasks.spawn(async move {
-            let _open = open;
-            let _ = tcp.set_nodelay(true);
-            keep_alive(&tcp);
+            let mut tcp = tcp;
+            let arrived = arrival::arrive(&door.gateway, &mut tcp, peer, door.proxy_protocol).await;
+            let Some((peer, _counted)) = arrived else { return };
+            let _place = place;
+            arrival::set_options(&tcp);
             match &door.acceptor {
                 None => door.serve(Conn::plain(tcp, peer), peer).await,
                 Some(acceptor) => {
@@ -119,8 +128,9 @@ impl FrontDoor {
     /// Serves one connection, request by request.
     async fn serve(self: Arc<Self>, conn: Conn, peer: SocketAddr) {
         let tls = conn.is_tls();
-        let mut stream: Stream = Box::new(conn);
+        let mut stream = Box::new(Metered::new(conn, Arc::clone(&self.gateway.limits.cuts)));
         let mut settings: Option<HttpPersistentSettings> = None;
+        let mut served = 0;
         let mut buffer = BytesMut::new();
         let stopping = self.gateway.stopping.subscribe();
         // Whoever has just connected is about to ask, and could not know better.
@@ -129,24 +139,35 @@ impl FrontDoor {
             let leaving = left(stopping.clone(), patience);
             let head = self.next_head(&mut stream, &mut buffer, leaving).await;
             let Some(length) = head else { return };
+            served += 1;
             patience = Duration::ZERO;
             let admission = admitted(&self.gateway, &buffer[..length], peer, tls).await;
             match admission {
                 Admission::Proxy { envelope, head, body } => {
-                    let request = take_request(&mut buffer, length, head, body);
+                    let limits = self.gateway.config.load();
+                    let begun = stream.serve(body, &buffer[length..], &limits.limits);
+                    let Ok(of_body) = begun else {
+                        let refused = Rejection::new(Kind::BadRequest, BAD_CHUNKS);
+                        return self.turn_away(stream, &buffer[..length], peer, &refused).await;
+                    };
+                    drop(limits);
+                    let request = take_request(&mut buffer, length, head, of_body);
                     let mut session = ServerSession::new_http1(stream);
-                    self.prepare(&mut session, settings.take());
+                    self.prepare(&mut session, settings.take(), served);
                     session.set_pipelined_prefix(request);
                     session.set_connection_user_context(Some(envelope));
                     let Some(reused) = self.proxy.process_new_http(session, &stopping).await else {
                         return;
                     };
-                    (stream, settings) = reused.consume();
+                    let (back, kept) = reused.consume();
+                    let Some(back) = Metered::back(back) else { return };
+                    (stream, settings) = (back, kept);
                 }
                 Admission::WebSocket(envelope, handshake) => {
                     if buffer.len() > length {
                         // Frames before the 101 belong to no agreed protocol.
-                        return;
+                        let refused = Rejection::new(Kind::BadRequest, EARLY_FRAMES);
+                        return self.turn_away(stream, &buffer[..length], peer, &refused).await;
                     }
                     drop(buffer);
                     return websocket::serve(&self.gateway, stream, envelope, handshake).await;
@@ -179,18 +200,23 @@ impl FrontDoor {
                 // Asked and answered on the way here.
                 Admission::Ask(_) => return,
                 Admission::Refuse(refused) => {
-                    self.gateway.metrics.refused(method_of(&buffer), &refused);
-                    log_refusal(&buffer[..length], peer, &refused);
-                    return refuse(stream, &refused.to_http1()).await;
+                    return self.turn_away(stream, &buffer[..length], peer, &refused).await;
                 }
             }
         }
     }
 
+    /// Answers a request that goes no further, and closes.
+    async fn turn_away(&self, stream: Stream, head: &[u8], peer: SocketAddr, refused: &Rejection) {
+        self.gateway.metrics.refused(method_of(head), refused);
+        log_refusal(head, peer, refused);
+        refuse(stream, &refused.to_http1()).await;
+    }
+
     /// Waits for the next request's head; `None` when the connection is done.
     async fn next_head(
         &self,
-        stream: &mut Stream,
+        stream: &mut Metered,
         buffer: &mut BytesMut,
         leaving: impl Future<Output = ()>,
     ) -> Option<usize> {
@@ -211,14 +237,29 @@ impl FrontDoor {
         }
     }
 
-    fn prepare(&self, session: &mut ServerSession, settings: Option<HttpPersistentSettings>) {
+    /// Prepares the connection's `nth` request.
+    fn prepare(
+        &self,
+        session: &mut ServerSession,
+        settings: Option<HttpPersistentSettings>,
+        nth: u32,
+    ) {
         if let Some(settings) = settings {
             settings.apply_to_session(session);
         }
-        let seconds = self.gateway.config.load().limits.keepalive_timeout.as_secs();
+        let config = self.gateway.config.load();
+        let limits = &config.limits;
+        let most = limits.requests_per_connection;
+        let seconds = limits.keepalive_timeout.as_secs().max(1);
         let stopping = *self.gateway.stopping.borrow();
-        session.set_keepalive((!stopping).then_some(seconds.max(1)));
-        session.set_write_timeout(Some(WRITE_TIMEOUT));
+        session.set_keepalive((!stopping).then_some(seconds));
+        // The head that is read next sets the former anew, and this is not asked of it.
+        session.set_keepalive_reuses_remaining((most > 0 && nth >= most).then_some(0));
+        // Replies that are no answer are for those who asked for them.
+        session.set_ignore_info_resp(true);
+        // Both say when it was too slow; the connection itself counts more finely.
+        session.set_read_timeout(Some(limits.body_timeout + SLACK));
+        session.set_write_timeout(Some(limits.write_timeout + SLACK));
     }
 }
 
@@ -228,29 +269,14 @@ async fn left(mut stopping: ShutdownWatch, patience: Duration) {
     tokio::time::sleep(patience).await;
 }
 
-/// Has the kernel find out when a peer is gone without a word, as a closed laptop is: nothing else
-/// would end an idle WebSocket.
-fn keep_alive(tcp: &TcpStream) {
-    let every = socket2::TcpKeepalive::new()
-        .with_time(Duration::from_mins(2))
-        .with_interval(Duration::from_secs(20))
-        .with_retries(4);
-    let _ = socket2::SockRef::from(tcp).set_tcp_keepalive(&every);
-}
-
 /// Takes from the buffer what Pingora is to parse: the head and what belongs to the body. The rest
 /// is the next request's, which comes through this door again.
 fn take_request(
     buffer: &mut BytesMut,
     length: usize,
     head: Option<BytesMut>,
-    body: Body,
+    of_body: usize,
 ) -> BytesMut {
-    let behind = buffer.len() - length;
-    let of_body = match body {
-        Body::Chunked => behind,
-        Body::Sized(size) => behind.min(usize::try_from(size).unwrap_or(usize::MAX)),
-    };
     match head {
         None => buffer.split_to(length + of_body),
         Some(mut head) => {
@@ -297,7 +323,10 @@ async fn refuse(mut stream: Stream, response: &[u8]) {
 
 /// Answers and closes. What the client still sends is read for a moment: a connection closed
 /// over unread bytes is reset, and the reset overtakes the answer.
-async fn send_and_linger(stream: &mut Stream, response: &[u8]) {
+async fn send_and_linger<S>(stream: &mut S, response: &[u8])
+where
+    S: AsyncRead + AsyncWrite + Unpin + ?Sized,
+{
     let farewell = async {
         stream.write_all(response).await?;
         stream.flush().await?;
@@ -309,20 +338,4 @@ async fn send_and_linger(stream: &mut Stream, response: &[u8]) {
         std::io::Result::Ok(())
     };
     let _ = timeout(LINGER, farewell).await;
-}
-
-/// Counts a connection while it lives.
-struct Open(Arc<Gateway>);
-
-impl Open {
-    fn new(gateway: Arc<Gateway>) -> Self {
-        gateway.connections.fetch_add(1, Relaxed);
-        Self(gateway)
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Relaxed);
-    }
 }

@@ -48,6 +48,8 @@ pub(super) async fn serve(
         key: envelope.key,
         caller: envelope.caller.to_string().into(),
         has_origin: handshake.headers.iter().any(|(name, _)| name == "origin"),
+        max_inbound: usize::try_from(gateway.config.load().limits.websocket_frame)
+            .unwrap_or(usize::MAX),
     };
     // At once: who comes back to the next process gets what it missed.
     let leaving = gateway.leaving();

@@ -61,6 +61,17 @@ pub(super) async fn serve(
     envelope: Box<Envelope>,
     handshake: Handshake,
 ) {
+    let counted = {
+        let limits = &gateway.config.load().limits;
+        envelope.client.map(|client| gateway.limits.websocket(client, limits)).transpose()
+    };
+    let _counted = match counted {
+        Ok(counted) => counted,
+        Err(refused) => {
+            gateway.metrics.refused("GET", &refused);
+            return refuse(stream, &refused.to_http1()).await;
+        }
+    };
     if gateway.config.load().session.affinity == Affinity::Ip
         && let Some(client_id) = query_value(&handshake.target, "clientId")
     {
@@ -262,7 +273,9 @@ async fn answer_and_relay(
             live.event(Moment::now());
         }
     });
-    let end = relay(stream, upstream, prefix, stop, RelayOptions::default()).await;
+    let max_client_frame = Some(gateway.config.load().limits.websocket_frame);
+    let options = RelayOptions { max_client_frame, ..RelayOptions::default() };
+    let end = relay(stream, upstream, prefix, stop, options).await;
     if access::is_on() {
         access::write(&Record {
             method: "GET",

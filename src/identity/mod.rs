@@ -33,6 +33,9 @@ use session::SessionId;
 pub struct ClientKey([u8; 16]);
 
 impl ClientKey {
+    /// The key of nobody: no caller has it.
+    pub const NOBODY: Self = Self([0; 16]);
+
     const V4: u8 = 4;
     const V6: u8 = 6;
     const SESSION: u8 = b's';

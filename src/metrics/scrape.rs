@@ -26,7 +26,7 @@ pub fn page(gateway: &Gateway) -> prometheus::Result<String> {
     standing(&mut page, gateway, &all);
     work(&mut page, gateway, fleet);
     totals(&mut page, gateway, fleet);
-    events(&mut page, &gateway.metrics);
+    events(&mut page, gateway);
     tasks(&mut page, &gateway.metrics);
     TextEncoder::new().encode_to_string(&page.families)
 }
@@ -125,16 +125,20 @@ pub fn queued(gateway: &Gateway, backends: &[Arc<Backend>]) -> u64 {
     own + backends.iter().map(pending).sum::<u64>()
 }
 
-fn events(page: &mut Page, metrics: &Metrics) {
+fn events(page: &mut Page, gateway: &Gateway) {
+    let metrics = &gateway.metrics;
     let alone = |count: &AtomicU64| [(Vec::new(), count.load(Relaxed))];
     let help = "Clients that were moved because their backend could not keep them.";
     page.counters("failovers_total", help, alone(&metrics.failovers));
     let help = "Requests sent to another backend after one failed them.";
     page.counters("retries_total", help, alone(&metrics.retries));
     let reasons = Kind::ALL.iter().zip(&metrics.rejections);
+    let refused = reasons.map(|(kind, count)| (kind.name(), count.load(Relaxed)));
+    let cut = gateway.limits.cuts.counts().map(|(cut, count)| (cut.name(), count));
     let rejections =
-        reasons.map(|(kind, count)| (labels([("reason", kind.name())]), count.load(Relaxed)));
-    page.counters("rejections_total", "Errors that the gateway answered itself.", rejections);
+        refused.chain(cut).map(|(reason, count)| (labels([("reason", reason)]), count));
+    let help = "Errors that the gateway answered itself, and connections that it cut.";
+    page.counters("rejections_total", help, rejections);
     let results = CacheResult::ALL.iter().zip(&metrics.cache);
     let asked =
         results.map(|(result, count)| (labels([("result", result.name())]), count.load(Relaxed)));

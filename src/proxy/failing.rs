@@ -1,5 +1,7 @@
 //! What becomes of a request whose connection to a backend failed.
 
+use std::io;
+
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
 
@@ -115,8 +117,16 @@ pub(super) fn refusal_of(error: &Error, asked: &str) -> Option<Rejection> {
         (ErrorSource::Upstream, _) => {
             Some(Rejection::new(Kind::UpstreamFailed, format!("the {asked} failed")))
         }
-        (ErrorSource::Downstream, ErrorType::ReadTimedout) => {
-            Some(Rejection::new(Kind::Timeout, "the request's body did not come in time"))
+        (ErrorSource::Downstream, ErrorType::ReadTimedout) => Some(too_slow()),
+        (ErrorSource::Downstream, ErrorType::ReadError)
+            if io_kind(error) == Some(io::ErrorKind::TimedOut) =>
+        {
+            Some(too_slow())
+        }
+        (ErrorSource::Downstream, ErrorType::ReadError)
+            if io_kind(error) == Some(io::ErrorKind::InvalidData) =>
+        {
+            Some(Rejection::new(Kind::BadRequest, "the body's chunks are malformed"))
         }
         (
             ErrorSource::Downstream,
@@ -130,4 +140,15 @@ pub(super) fn refusal_of(error: &Error, asked: &str) -> Option<Rejection> {
         }
         _ => Some(Rejection::new(Kind::UpstreamFailed, "the request could not be proxied")),
     }
+}
+
+fn too_slow() -> Rejection {
+    Rejection::new(Kind::Timeout, "the request's body did not come in time")
+        .cure("limits.body_timeout and limits.body_rate say how slow it may be")
+}
+
+/// What the connection itself said.
+fn io_kind(error: &Error) -> Option<io::ErrorKind> {
+    let cause = error.cause.as_deref()?;
+    cause.downcast_ref::<io::Error>().map(io::Error::kind)
 }

@@ -9,6 +9,7 @@ use crate::comfy::class::Class;
 use crate::connections::Connection;
 use crate::edge::envelope::Envelope;
 use crate::gateway::Destination;
+use crate::limits::Upload;
 use crate::rejection::Rejection;
 use crate::retry::{RequestGuard, RetryGuard};
 use crate::tasks::intake::Intake;
@@ -27,6 +28,10 @@ pub struct Journey {
     pub(super) is_bound: bool,
     pub(super) refused: Option<Rejection>,
     pub(super) body_bytes: u64,
+    /// Replies of the backend that were no answer yet.
+    pub(super) informational: u32,
+    /// Counts it as an upload.
+    pub(super) upload: Option<Upload>,
     /// What a prompt tells in passing.
     pub(super) intake: Option<Intake>,
     /// When the connection to the backend stood.

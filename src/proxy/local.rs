@@ -16,6 +16,7 @@ use pingora_proxy::Session;
 use tokio::sync::mpsc;
 use tower_service::Service;
 
+use crate::limits::body::BodyLimit;
 use crate::pool::visit::Visit;
 use crate::rejection::{Kind, Rejection};
 
@@ -31,7 +32,7 @@ pub(super) enum Answered {
 pub(super) async fn answer(
     session: &mut Session,
     service: Router,
-    body_limit: u64,
+    body_limit: BodyLimit,
     visit: Visit,
     cookies: &[String],
 ) -> Result<Answered> {
@@ -48,7 +49,7 @@ pub(super) async fn answer(
     let mut service = service.into_service::<Body>();
     let (response, fed) = {
         let mut call = pin!(service.call(request));
-        let mut feed = pin!(feed(session, sender, body_limit));
+        let mut feed = pin!(feed(session, sender, body_limit.bytes));
         let mut fed = None;
         loop {
             tokio::select! {
@@ -60,8 +61,7 @@ pub(super) async fn answer(
     };
     match fed {
         Some(Fed::TooLarge) => {
-            let refused = crate::edge::admit::body_too_large(body_limit);
-            return Ok(Answered::Refused(refused));
+            return Ok(Answered::Refused(body_limit.refusal()));
         }
         Some(Fed::Broken(error)) => return Err(error),
         // Answered before its body was read: what is left of it may be long.

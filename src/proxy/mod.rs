@@ -1,11 +1,13 @@
 //! The only [`ProxyHttp`]: Pingora's phases in their order, each a few lines.
 //!
 //! `journey` is what is known of a request on its way, `failing` what becomes of one whose
-//! connection failed, `local` answers one without any backend.
+//! connection failed, `local` answers one without any backend, `reply` says which replies of backends
+//! make sense.
 
 mod failing;
 mod journey;
 mod local;
+mod reply;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +23,6 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::access::{self, Record};
 use crate::comfy::class::Class;
-use crate::edge::admit::body_too_large;
 use crate::edge::envelope::{DROPPED, Envelope};
 use crate::gateway::{Destination, Gateway};
 use crate::identity::tab::prefix_location;
@@ -70,6 +71,9 @@ impl ProxyHttp for Proxy {
 
     /// Finds the backend, or says why there is none. In pool mode most requests are answered here.
     async fn request_filter(&self, session: &mut Session, journey: &mut Journey) -> Result<bool> {
+        if let Err(refused) = self.take_upload(journey) {
+            return Err(journey.refuse(refused));
+        }
         let Some(envelope) = journey.envelope.as_deref() else {
             return Error::e_explain(ErrorType::InternalError, "a request without an envelope");
         };
@@ -203,13 +207,32 @@ impl ProxyHttp for Proxy {
         journey: &mut Journey,
     ) -> Result<()> {
         journey.body_bytes += body.as_ref().map_or(0, |bytes| bytes.len() as u64);
-        let limit = self.gateway.config.load().limits.body_size;
-        if journey.body_bytes > limit {
-            return Err(journey.refuse(body_too_large(limit)));
+        let limit = journey.envelope.as_deref().map(|envelope| envelope.body_limit);
+        if let Some(limit) = limit.filter(|limit| journey.body_bytes > limit.bytes) {
+            return Err(journey.refuse(limit.refusal()));
         }
         if let (Some(intake), Some(piece)) = (&mut journey.intake, body) {
             intake.body(piece);
         }
+        Ok(())
+    }
+
+    /// Refuses replies that could be read in two ways.
+    async fn upstream_response_filter(
+        &self,
+        _session: &mut Session,
+        response: &mut ResponseHeader,
+        journey: &mut Journey,
+    ) -> Result<()> {
+        if response.status.is_informational() {
+            journey.informational += 1;
+        }
+        reply::check(response, journey.informational).map_err(|why| {
+            let mut error = Error::explain(ErrorType::InvalidHTTPHeader, why);
+            error.as_up();
+            error
+        })?;
+        reply::unframe(response);
         Ok(())
     }
 
@@ -392,7 +415,7 @@ impl Proxy {
         if *self.gateway.stopping.borrow() {
             session.set_keepalive(None);
         }
-        let limit = self.gateway.config.load().limits.body_size;
+        let limit = envelope.body_limit;
         let visit = Visit::of(envelope);
         let cookies = &envelope.set_cookies;
         let answered = local::answer(session, service, limit, visit, cookies).await?;
@@ -400,6 +423,16 @@ impl Proxy {
             Answered::Done => Ok(true),
             Answered::Refused(refused) => Err(journey.refuse(refused)),
         }
+    }
+
+    /// Counts the request as an upload, if it is one.
+    fn take_upload(&self, journey: &mut Journey) -> Result<(), Rejection> {
+        let Some(envelope) = journey.envelope.as_deref() else { return Ok(()) };
+        if envelope.body_limit.is_upload {
+            let limits = &self.gateway.config.load().limits;
+            journey.upload = Some(self.gateway.limits.upload(envelope.client, limits)?);
+        }
+        Ok(())
     }
 
     /// Counts the request if an answer to it began.

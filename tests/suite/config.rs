@@ -103,8 +103,8 @@ fn broken_configurations_name_key_value_line_and_cure() {
         ),
         (
             "server: {proxy_protocol: v2}\n",
-            "server.proxy_protocol = v2 (line 2): not built yet; use off, and X-Forwarded-For \
-             with trusted_proxies",
+            "server.proxy_protocol = v2 (line 2): believed of server.trusted_proxies only, and \
+             there are none; give the load balancer's address there, or use off",
         ),
     ];
     for (text, expected) in cases {

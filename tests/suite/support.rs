@@ -19,6 +19,7 @@ pub(crate) mod fake;
 pub(crate) mod fault_proxy;
 pub(crate) mod http;
 pub(crate) mod process;
+pub(crate) mod recorder;
 pub(crate) mod setup;
 pub(crate) mod socket;
 

@@ -41,8 +41,6 @@ pub const PAGE_SILENT: Duration = Duration::from_secs(75);
 /// The same for clients that are no page.
 pub const PROGRAM_SILENT: Duration = Duration::from_hours(1);
 
-/// What clients may send at once, as `ComfyUI`.
-const MAX_INBOUND: usize = 4 << 20;
 /// Clients send a few flags and pongs; thousands of sockets have such a buffer.
 const READ_BUFFER: usize = 2 << 10;
 /// How long the last words to a client, or its answer to them, may take.
@@ -59,6 +57,8 @@ pub struct ClientInfo {
     pub caller: Arc<str>,
     /// The handshake had an `Origin`: it is a page.
     pub has_origin: bool,
+    /// Bytes that it may send at once.
+    pub max_inbound: usize,
 }
 
 /// Why a socket ended.
@@ -136,8 +136,8 @@ where
     let config = WebSocketConfig::default()
         .read_buffer_size(READ_BUFFER)
         .write_buffer_size(0)
-        .max_message_size(Some(MAX_INBOUND))
-        .max_frame_size(Some(MAX_INBOUND));
+        .max_message_size(Some(client.max_inbound))
+        .max_frame_size(Some(client.max_inbound));
     let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
     let (mut sink, mut stream) = socket.split();
 

@@ -26,10 +26,8 @@ use super::super::submission::{self, Number, Parsed, Submission};
 use super::super::visit::Visit;
 use super::json;
 use crate::config::Priority;
+use crate::limits::memory;
 use crate::rejection::{Kind, Rejection};
-
-/// Bytes of prompts that the gateway holds at most, waiting ones included.
-const MAX_HELD: u64 = 2 << 30;
 
 /// What the client of a prompt is told.
 #[derive(Debug, Clone)]
@@ -112,7 +110,8 @@ pub(super) async fn post(
     body: Body,
 ) -> Response {
     // Its bytes count from the first one; as a job's they are counted anew.
-    let mut reading = Reading { held: &pool.held, bytes: 0 };
+    let most = memory::bound(pool.config.load().limits.prompt_memory);
+    let mut reading = Reading { held: &pool.held, most, bytes: 0 };
     let body = match reading.whole(body).await {
         Ok(body) => body,
         Err(refused) => return refused.into_response(),
@@ -131,6 +130,8 @@ pub(super) async fn post(
 /// Counts the bytes of a body while it comes in.
 struct Reading<'a> {
     held: &'a AtomicU64,
+    /// Bytes that may be held, waiting prompts included.
+    most: u64,
     bytes: u64,
 }
 
@@ -145,7 +146,7 @@ impl Reading<'_> {
             };
             let bytes = piece.len() as u64;
             self.bytes += bytes;
-            if self.held.fetch_add(bytes, Relaxed) + bytes > MAX_HELD {
+            if self.held.fetch_add(bytes, Relaxed) + bytes > self.most {
                 return Err(too_much());
             }
             whole.extend_from_slice(&piece);
@@ -163,7 +164,9 @@ impl Drop for Reading<'_> {
 
 fn too_much() -> Rejection {
     let message = "the prompts that wait are too large for the gateway's memory";
-    Rejection::new(Kind::QueueFull, message).cure("try again later").retry_after(30)
+    Rejection::new(Kind::Overloaded, message)
+        .cure("try again later; limits.prompt_memory raises it")
+        .retry_after(30)
 }
 
 /// Reads a body; a large one beside the threads that serve others.

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -52,6 +53,8 @@ pub(crate) enum Act {
     Reply(&'static str),
     /// Answers with these bytes.
     Raw(String),
+    /// The same, and closes.
+    Last(String),
     /// Resets the connection, without a byte.
     Reset,
     /// Begins a response and resets the connection in the middle of its body.
@@ -62,6 +65,7 @@ pub(crate) enum Act {
 pub(crate) struct Fake {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<Request>>>,
+    begun: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -70,14 +74,16 @@ impl Fake {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let (remember, act) = (Arc::clone(&seen), Arc::new(act));
+        let begun = Arc::new(AtomicUsize::new(0));
+        let (remember, act, heads) = (Arc::clone(&seen), Arc::new(act), Arc::clone(&begun));
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (remember, act) = (Arc::clone(&remember), Arc::clone(&act));
-                tokio::spawn(async move { serve(stream, &remember, act.as_ref()).await });
+                let heads = Arc::clone(&heads);
+                tokio::spawn(async move { serve(stream, &heads, &remember, act.as_ref()).await });
             }
         });
-        Self { address, seen, task }
+        Self { address, seen, begun, task }
     }
 
     /// One that answers everything with a text.
@@ -87,6 +93,11 @@ impl Fake {
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// How many POSTs have begun, whether their bodies have come or not.
+    pub(crate) fn begun(&self) -> usize {
+        self.begun.load(Relaxed)
     }
 
     /// The requests so far.
@@ -110,12 +121,14 @@ impl Drop for Fake {
 
 async fn serve(
     mut stream: TcpStream,
+    begun: &AtomicUsize,
     seen: &Mutex<Vec<Request>>,
     act: &(dyn Fn(&Request) -> Act + Send + Sync),
 ) -> io::Result<()> {
     for nth in 1.. {
         let head = read_until(&mut stream, b"\r\n\r\n").await?;
         let mut request = Request { head, nth, body: Vec::new() };
+        begun.fetch_add(usize::from(request.line().starts_with("POST")), Relaxed);
         let length = request.header("content-length").parse().unwrap_or(0);
         if request.header("transfer-encoding") == "chunked" {
             request.body = read_until(&mut stream, b"0\r\n\r\n").await?.into_bytes();
@@ -137,6 +150,10 @@ async fn serve(
         match what {
             Act::Reply(text) => stream.write_all(&ok(text)).await?,
             Act::Raw(bytes) => stream.write_all(bytes.as_bytes()).await?,
+            Act::Last(bytes) => {
+                stream.write_all(bytes.as_bytes()).await?;
+                return stream.shutdown().await;
+            }
             Act::Reset => return stream.set_zero_linger(),
             Act::ResetInBody => {
                 stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf").await?;

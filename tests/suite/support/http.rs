@@ -106,6 +106,9 @@ pub(crate) async fn try_exchange(address: SocketAddr, bytes: &[u8]) -> io::Resul
 pub(crate) async fn read_reply<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<Reply> {
     let (status, headers) = read_head(stream).await?;
     let mut reply = Reply { status, headers, body: Vec::new() };
+    if status == 204 || status == 304 {
+        return Ok(reply);
+    }
     let length = reply.header("content-length").map(|length| length.parse::<u64>().unwrap());
     if let Some(length) = length {
         reply.body = vec![0; usize::try_from(length).unwrap()];
@@ -121,7 +124,7 @@ pub(crate) async fn read_reply<S: AsyncRead + Unpin>(stream: &mut S) -> io::Resu
             }
             reply.body.extend_from_slice(&chunk[..size]);
         }
-    } else if status != 304 && status != 101 {
+    } else if status != 101 {
         stream.read_to_end(&mut reply.body).await?;
     }
     Ok(reply)

@@ -310,6 +310,13 @@ impl Gateway {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap().count()
     }
 
+    /// A number off the metrics page.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let page = self.admin("/metrics").await.text();
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        value.unwrap_or_else(|| panic!("no {name} in {page}"))
+    }
+
     /// A number of kilobytes out of `/proc/PID/status`.
     pub(crate) fn memory_kib(&self, key: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();

@@ -15,7 +15,8 @@ fn hub() -> Arc<Hub> {
 }
 
 fn client(host: u8) -> ClientInfo {
-    ClientInfo { sid: None, key: key(host), caller: "somebody".into(), has_origin: false }
+    let caller = "somebody".into();
+    ClientInfo { sid: None, key: key(host), caller, has_origin: false, max_inbound: 4 << 20 }
 }
 
 fn open(hub: &Arc<Hub>, sid: &str, host: u8) -> (Seat, Reader) {

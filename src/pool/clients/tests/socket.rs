@@ -33,6 +33,7 @@ fn info(sid: &str) -> ClientInfo {
         key: key(1),
         caller: "10.0.0.1".into(),
         has_origin: true,
+        max_inbound: 4 << 20,
     }
 }
 
