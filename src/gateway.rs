@@ -71,6 +71,8 @@ pub struct Gateway {
     pub started: Moment,
     /// True once no more requests are taken.
     pub stopping: watch::Sender<bool>,
+    /// Over how long sockets end then.
+    pub spread: Arc<Spread>,
     /// True once open sockets must end.
     ending: watch::Sender<bool>,
     /// Client connections open.
@@ -140,6 +142,7 @@ impl Gateway {
             clock: Clock::start(),
             started: Moment::now(),
             stopping: watch::Sender::new(false),
+            spread: Arc::default(),
             ending: watch::Sender::new(false),
             connections: AtomicU64::new(0),
             placing: Mutex::new(()),
@@ -417,10 +420,36 @@ impl Gateway {
 
     /// Resolves when open sockets must end.
     pub fn stopping_hard(&self) -> impl Future<Output = ()> + use<> {
-        let mut ending = self.ending.subscribe();
+        let (mut ending, spread) = (self.ending.subscribe(), Arc::clone(&self.spread));
         async move {
             let _ = ending.wait_for(|ending| *ending).await;
+            spread.wait().await;
         }
+    }
+
+    /// Resolves when clients had better come to the next process.
+    pub fn leaving(&self) -> impl Future<Output = ()> + use<> {
+        let (mut stopping, spread) = (self.stopping.subscribe(), Arc::clone(&self.spread));
+        async move {
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+            spread.wait().await;
+        }
+    }
+}
+
+/// Over how long sockets end that end together, so that their clients do not all come at once.
+#[derive(Debug, Default)]
+pub struct Spread(AtomicU64);
+
+impl Spread {
+    /// Each waits for a part of this from now on.
+    pub fn set(&self, over: Duration) {
+        self.0.store(u64::try_from(over.as_millis()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    async fn wait(&self) {
+        let part = rand::random::<f64>() * self.0.load(Relaxed) as f64;
+        tokio::time::sleep(Duration::from_millis(part as u64)).await;
     }
 }
 

@@ -37,6 +37,7 @@ pub mod depth;
 pub mod edge;
 pub mod fleet;
 pub mod gateway;
+pub mod handover;
 pub mod health;
 pub mod identity;
 pub mod inventory;

@@ -21,5 +21,6 @@ mod soak;
 mod sticky;
 mod support;
 mod tasks;
+mod upgrade;
 mod websocket;
 mod zones;

@@ -26,7 +26,16 @@ fn binary() -> std::ffi::OsString {
 impl Setup {
     /// Starts a gateway and waits until it listens.
     pub(crate) async fn start(&self) -> Gateway {
-        let mut child = self.spawn();
+        self.start_by(&[]).await
+    }
+
+    /// Starts one that takes over from the one that runs.
+    pub(crate) async fn upgrade(&self) -> Gateway {
+        self.start_by(&["run", "--upgrade"]).await
+    }
+
+    async fn start_by(&self, arguments: &[&str]) -> Gateway {
+        let mut child = self.spawn(arguments);
         let log = Log::of(child.stderr.take().unwrap());
         let line = log.line_with("listening on ").await;
         let addresses = line.split("listening on ").nth(1).unwrap();
@@ -44,14 +53,23 @@ impl Setup {
 
     /// Runs a gateway that is expected to end by itself.
     pub(crate) async fn run(&self) -> Ended {
-        let child = self.spawn();
+        self.run_by(&[]).await
+    }
+
+    /// Runs one that is expected not to be able to take over.
+    pub(crate) async fn run_upgrade(&self) -> Ended {
+        self.run_by(&["run", "--upgrade"]).await
+    }
+
+    async fn run_by(&self, arguments: &[&str]) -> Ended {
+        let child = self.spawn(arguments);
         let ended = timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
         Ended::new(&ended)
     }
 
-    fn spawn(&self) -> Child {
+    fn spawn(&self, arguments: &[&str]) -> Child {
         self.write();
-        command().arg("-c").arg(self.file()).spawn().unwrap()
+        command().args(arguments).arg("-c").arg(self.file()).spawn().unwrap()
     }
 }
 
