@@ -30,8 +30,9 @@ use tokio::time::timeout;
 const SHARE_PERCENT: u32 = 20;
 /// Retries in flight that are always allowed.
 const AT_LEAST: u32 = 3;
-/// How long a retry may wait for room.
-pub const WAIT_FOR_ROOM: Duration = Duration::from_secs(3);
+/// How long a retry may wait for room: when one backend of two dies, half of all requests have to
+/// take turns, and those of a ComfyUI whose loop stalls take seconds.
+pub const WAIT_FOR_ROOM: Duration = Duration::from_secs(10);
 
 /// How a request to a backend failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -85,7 +85,11 @@ impl Proxy {
                 Ok(())
             }
             None => Err(journey.refuse(
-                Rejection::new(Kind::UpstreamFailed, "the ComfyUI server failed").retry_after(1),
+                Rejection::new(
+                    Kind::UpstreamFailed,
+                    "the ComfyUI server failed, and too many requests are being repeated already",
+                )
+                .retry_after(1),
             )),
         }
     }

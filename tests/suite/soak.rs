@@ -68,6 +68,8 @@ impl Farm {
             "health_check": {"interval": 0.5, "timeout": 10.0},
             "outlier": {"interval": "200ms", "base_ejection_time": "2s"},
             "queue": {"max_retries": 10},
+            // Full soon, so that what is kept does not look like what leaks.
+            "pool": {"history": {"max_jobs": 300}},
             "log": {"access": files.path().join("access.log")},
         }));
         let gateway = setup.start().await;
