@@ -18,6 +18,8 @@
 mod carry;
 mod flights;
 mod form;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod mask;
 mod original;
 mod paced;
