@@ -18,5 +18,6 @@ mod simulator;
 mod sticky;
 mod support;
 mod tasks;
+mod threats;
 mod websocket;
 mod zones;
