@@ -10,7 +10,7 @@ SEEDS ?= 0..10000
 export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak simulate lint fmt bench check-tools
+.PHONY: help run test soak simulate lint fmt bench fuzz deny sbom release check-tools
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -40,6 +40,18 @@ fmt: ## Format the code
 
 bench: check-tools ## Micro benchmarks (an optimised build: takes minutes the first time)
 	$(CARGO) bench --locked --bench micro --bench journal -- $(ARGS)
+
+fuzz: ## Fuzz the parsers: ARGS="--time 600 head frames", every target for a minute by default
+	tools/fuzz.sh $(ARGS)
+
+deny: ## Licences, sources and advisories of everything in the program, by deny.toml
+	@tools/supply-chain.sh deny
+
+sbom: ## List everything in the program: target/sbom/comfygate.cdx.json
+	@tools/supply-chain.sh sbom
+
+release: check-tools sbom ## The optimised program with its list of parts
+	$(CARGO) build --locked --release
 
 check-tools: ## Install what building needs and the machine lacks, or name it
 	@tools/check-tools.sh

@@ -37,6 +37,9 @@ pub mod demo;
 pub mod depth;
 pub mod edge;
 pub mod fleet;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod gateway;
 pub mod handover;
 pub mod health;

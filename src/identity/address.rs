@@ -13,6 +13,7 @@
 //! blanks and an IPv6 zone. IPv4-mapped IPv6 counts as IPv4. RFC 7239's `Forwarded` is not read:
 //! one header must be the truth, and this is the one that proxies in front of ComfyUI set.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use http::{HeaderMap, HeaderValue};
@@ -138,17 +139,23 @@ fn is_port_or_nothing(text: &str) -> bool {
 
 /// The right-most hops as they came, then the peer. Entries that are no addresses are kept, for
 /// they say that somebody was there: left out, a backend that looks for the client would go on to
-/// what stands behind them. What is not printable ASCII stays as [`UNKNOWN`].
+/// what stands behind them.
 fn chain(headers: &HeaderMap, peer: IpAddr) -> String {
-    let printable = |entry: &&str| {
-        entry.len() <= MAX_ENTRY && entry.bytes().all(|byte| byte.is_ascii_graphic())
-    };
-    let text = |entry| std::str::from_utf8(entry).ok().filter(printable).unwrap_or(UNKNOWN);
-    let mut hops: Vec<&str> = entries_from_right(headers).take(MAX_HOPS - 1).map(text).collect();
+    let mut hops: Vec<Cow<'_, str>> =
+        entries_from_right(headers).take(MAX_HOPS - 1).map(shown).collect();
     hops.reverse();
-    let peer = peer.to_canonical().to_string();
-    hops.push(&peer);
+    hops.push(peer.to_canonical().to_string().into());
     hops.join(", ")
+}
+
+/// An entry as it came if it is printable ASCII, else the address that it is read as, or
+/// [`UNKNOWN`].
+fn shown(entry: &[u8]) -> Cow<'_, str> {
+    let printable = entry.len() <= MAX_ENTRY && entry.iter().all(u8::is_ascii_graphic);
+    match std::str::from_utf8(entry) {
+        Ok(text) if printable => text.into(),
+        _ => parse_entry(entry).map_or(UNKNOWN.into(), |address| address.to_string().into()),
+    }
 }
 
 /// The scheme a trusted proxy named; of several, the first: the one the client used.
@@ -247,6 +254,10 @@ mod tests {
             proxies.forwarded(peer, &headers, false).chain,
             "9.9.9.9, unknown, 10.0.0.3, 10.0.0.1"
         );
+        let mut blank = HeaderMap::new();
+        blank.append(FOR, HeaderValue::from_static("203.0.113.9, \"10.0.0.3\t\""));
+        assert_eq!(proxies.client(peer, &blank).to_string(), "203.0.113.9");
+        assert_eq!(proxies.forwarded(peer, &blank, false).chain, "203.0.113.9, 10.0.0.3, 10.0.0.1");
     }
 
     fn entry() -> impl Strategy<Value = String> {

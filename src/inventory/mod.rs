@@ -22,6 +22,8 @@ use tokio::sync::Notify;
 
 pub use capabilities::Capabilities;
 pub use difference::{Difference, Kind, Sighting, differences, lacked_by_all};
+#[cfg(any(test, fuzzing))]
+pub(crate) use read::PlainJson;
 pub use survey::{Survey, Surveyor};
 pub use system::{Device, System};
 

@@ -146,7 +146,7 @@ impl Read for Chunks {
 
 /// Python writes `NaN`, `Infinity` and `-Infinity` where a node's limits are such numbers. They
 /// are replaced by a zero and spaces, in place: nobody here looks at numbers that are not finite.
-struct PlainJson<R> {
+pub(crate) struct PlainJson<R> {
     inner: R,
     place: Place,
 }
@@ -160,7 +160,7 @@ enum Place {
 }
 
 impl<R> PlainJson<R> {
-    fn new(inner: R) -> Self {
+    pub(crate) fn new(inner: R) -> Self {
         Self { inner, place: Place::Outside }
     }
 }

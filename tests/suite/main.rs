@@ -25,6 +25,7 @@ mod sticky;
 mod strict;
 mod support;
 mod tasks;
+mod threats;
 mod upgrade;
 mod websocket;
 mod zones;

@@ -19,6 +19,8 @@ mod carry;
 pub mod copies;
 mod flights;
 mod form;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod mask;
 mod original;
 mod paced;

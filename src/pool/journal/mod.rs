@@ -23,6 +23,8 @@ mod codec;
 pub mod disk;
 mod error;
 mod finished;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod index;
 mod line;
 mod log;

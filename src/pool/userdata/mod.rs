@@ -45,6 +45,8 @@ use crate::comfy::lenient;
 use refusal::{Answer, Refusal, empty, no_such_route, ok_json};
 use users::Users;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use place::below as place_below;
 pub use route::Route;
 
 /// Bytes of a user's settings at most, and of a request that changes them.

@@ -9,7 +9,7 @@ const MAX_DEPTH: usize = 32;
 
 /// A name as the client gave it, which ComfyUI decodes once more, as a path below a folder; empty
 /// for the folder itself. `None` when it leads elsewhere. Pure.
-pub(super) fn below(name: &str) -> Option<PathBuf> {
+pub(crate) fn below(name: &str) -> Option<PathBuf> {
     exactly(&percent_decode_str(name).decode_utf8_lossy())
 }
 
