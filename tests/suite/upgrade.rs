@@ -132,7 +132,7 @@ async fn a_successor_that_fails_leaves_the_old_process_serving() {
     let gateway = setup.start().await;
     takes_jobs(&gateway).await;
     let base = format!("http://{}", gateway.data);
-    let client = Arc::new(Stubborn::connect(&base, "stayer"));
+    let client = Stubborn::connect(&base, "stayer");
     let (running, waiting) =
         (client.paint(paced(1, 20.0)).await, client.paint(paced(2, 1.0)).await);
     let mut socket = UnixStream::connect(setup.state_dir().join("upgrade.sock")).unwrap();
@@ -143,13 +143,15 @@ async fn a_successor_that_fails_leaves_the_old_process_serving() {
     socket.write_all(b"release\n").unwrap();
     assert_eq!(next(), "released");
     // A prompt waits for how it ends.
-    let poster = Arc::clone(&client);
-    let posting = tokio::spawn(async move { poster.paint(paced(3, 1.0)).await });
+    let posted = uuid::Uuid::new_v4().to_string();
+    let body = json!({"prompt": paced(3, 1.0), "client_id": "stayer", "prompt_id": posted});
+    let request = reqwest::Client::new().post(format!("{base}/prompt")).json(&body);
+    let posting = tokio::spawn(request.send());
     gateway.until_logged("the state is handed over").await;
     assert_eq!(gateway.get("10.0.0.1", "/queue").await.status, 200);
     assert!(!posting.is_finished());
     drop((socket, next));
-    let posted = posting.await.unwrap();
+    assert_eq!(posting.await.unwrap().unwrap().status(), 200);
     gateway.until_logged("this process goes on").await;
     for (prompt, seed) in [(running, 1), (waiting, 2), (posted, 3)] {
         client.succeeded(&prompt, seed).await;
