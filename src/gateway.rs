@@ -25,6 +25,7 @@ use crate::identity::session::{Session, SigningKey};
 use crate::identity::{Caller, ClientKey};
 use crate::logging::TARGET;
 use crate::metrics::Metrics;
+use crate::outlier::warden::Warden;
 use crate::pool::Pool;
 use crate::probe::Prober;
 use crate::registry::Registry;
@@ -58,6 +59,8 @@ pub struct Gateway {
     pub tasks: Arc<Tasks>,
     /// The farm as one ComfyUI, in pool mode.
     pool: OnceLock<Arc<Pool>>,
+    /// Takes out backends that fail real requests.
+    pub warden: Arc<Warden>,
     /// Keeps retry storms away.
     pub budget: Arc<RetryBudget>,
     /// What Prometheus is told.
@@ -120,9 +123,12 @@ impl Gateway {
         signing_key: SigningKey,
     ) -> Self {
         let affinity = Arc::new(AffinityMap::new(config.session.ttl, config.session.max_clients));
+        let trusted = TrustedProxies::new(&config.server.trusted_proxies);
+        let config = Arc::new(ArcSwap::from_pointee(config));
         Self {
-            trusted: ArcSwap::from_pointee(TrustedProxies::new(&config.server.trusted_proxies)),
-            config: Arc::new(ArcSwap::from_pointee(config)),
+            trusted: ArcSwap::from_pointee(trusted),
+            warden: Warden::new(Arc::clone(&fleet), Arc::clone(&config)),
+            config,
             fleet,
             prober,
             affinity,
@@ -269,7 +275,14 @@ impl Gateway {
                 && backend.is_some_and(|b| b.live.keeps_old() && serves(b, seeker.asked))
         };
         let placed = self.affinity.get_or_place_with(seeker.key, seeker.now, |current| {
-            current.filter(|&id| stays(id)).or_else(|| self.choose(view, seeker, task_type, tried))
+            current
+                .filter(|&id| stays(id))
+                .or_else(|| self.choose(view, seeker, task_type, tried))
+                .or_else(|| {
+                    // Better a doubtful backend than none.
+                    let relented = self.warden.relent(|backend| serves(backend, task_type));
+                    relented.then(|| self.choose(view, seeker, task_type, tried))?
+                })
         });
         if placed.is_some_and(|placed| placed.has_moved()) {
             self.metrics.failed_over();

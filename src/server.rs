@@ -153,6 +153,7 @@ impl Server {
             None => drop(tokio::spawn(tasks::follow::run(Arc::clone(&gateway)))),
         }
         tokio::spawn(registry::watch::watch(Arc::clone(&gateway)));
+        tokio::spawn(Arc::clone(&gateway.warden).tend());
 
         let shared = [self.data.try_clone()?, self.admin.try_clone()?];
         let admin_listener = listen(self.admin)?;

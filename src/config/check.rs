@@ -16,6 +16,7 @@ use super::checked::{
 };
 use super::not_yet::NOT_YET;
 use super::raw::Node;
+use super::resilience::{outlier, timeouts};
 use super::secret::Secret;
 use super::tls::tls;
 
@@ -39,6 +40,8 @@ pub(super) fn config(root: &Node<'_>, backends: Vec<Backend>, file: Option<PathB
         session: session(&root.get("session")),
         health_check: health_check(&root.get("health_check")),
         failover: failover(&root.get("failover")),
+        outlier: outlier(&root.get("outlier")),
+        timeouts: timeouts(&root.get("timeouts")),
         queue: queue(&root.get("queue")),
         backends,
         backends_file: file,

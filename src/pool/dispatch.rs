@@ -91,7 +91,7 @@ impl Pool {
             Action::Interrupt { job, backend } => {
                 self.spawn(move |pool| pool.interrupt(job, backend));
             }
-            Action::Accept { job, reply } => self.accept(&job, reply),
+            Action::Accept { job, backend, reply } => self.accept(&job, backend, reply),
             Action::Refuse { job, refusal } => self.refuse(&job, refusal),
             Action::Moved { job, phase, attempt, marks } => {
                 self.moved(&job, phase, attempt, marks);
@@ -139,7 +139,7 @@ impl Pool {
     }
 
     /// Keeps an accepted job, then answers its client.
-    fn accept(self: &Arc<Self>, job: &Arc<Job>, reply: bytes::Bytes) {
+    fn accept(self: &Arc<Self>, job: &Arc<Job>, backend: BackendId, reply: bytes::Bytes) {
         self.enter(job);
         let kept = self.journal.write(Change::Accepted(Accepted {
             job: Arc::clone(job),
@@ -150,9 +150,10 @@ impl Pool {
         let (pool, job, id) = (Arc::clone(self), Arc::clone(job), job.id);
         tokio::spawn(async move {
             let answer = match kept.await {
-                Ok(()) => {
-                    Answer::Accepted(submission::reply(&reply, &job.prompt_id, Number::of(&job)))
-                }
+                Ok(()) => Answer::Accepted {
+                    reply: submission::reply(&reply, &job.prompt_id, Number::of(&job)),
+                    by: pool.named_in_replies(backend),
+                },
                 Err(error) => {
                     warn!(target: TARGET, "a prompt was refused because it could not be kept: {error}");
                     pool.tell(Input::Cancel(id));
@@ -167,8 +168,9 @@ impl Pool {
         self.forget(job);
         self.retell.lock().forget(job.id);
         let answer = match refusal {
-            Refusal::Server { status, content_type, body } => {
-                Answer::Server { status, content_type, body }
+            Refusal::Server { backend, status, content_type, body } => {
+                let by = self.named_in_replies(backend);
+                Answer::Server { by, status, content_type, body }
             }
             Refusal::Full => Answer::Refused(
                 Rejection::new(Kind::QueueFull, "as many prompts wait as may")
@@ -343,6 +345,11 @@ impl Pool {
     pub(super) fn name_of(&self, backend: BackendId) -> Arc<str> {
         let view = self.fleet.view();
         view.get(backend).map_or_else(|| "".into(), |backend| backend.name().into())
+    }
+
+    /// The name of the backend that an answer came from, where clients may see it.
+    pub(super) fn named_in_replies(&self, backend: BackendId) -> Option<Arc<str>> {
+        self.config.load().server.backend_header.then(|| self.name_of(backend))
     }
 
     /// Seconds after which the line will be shorter, for `Retry-After`.

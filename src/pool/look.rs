@@ -73,7 +73,7 @@ impl Pool {
         loop {
             every.tick().await;
             for backend in &self.fleet.view().backends {
-                if backend.live.standing().keeps_old() {
+                if backend.live.standing().may_be_asked() {
                     self.look_at(backend.id);
                 }
             }

@@ -138,7 +138,7 @@ impl Opened {
         let kept = now.pool.keep_outputs;
         let copies = self.outputs.map(|store| Copies::new(store, kept, Arc::clone(&remote)));
         let files = Files::new(self.uploads, remote, Arc::new(members));
-        let ask = Ask::new()?;
+        let ask = Ask::new()?.told_to(Arc::clone(&gateway.warden));
         let features = Arc::new(Mutex::new(json!({"supports_preview_metadata": true})));
         let told = Arc::clone(&features);
         let features_told = move || told.lock().clone();

@@ -79,7 +79,9 @@ impl Pool {
     fn to_named(&self, name: &str, asked: Option<String>) -> Way {
         let view = self.fleet.view();
         match view.named(name) {
-            Some(backend) if backend.live.keeps_old() => Way::To(Arc::clone(backend), asked),
+            Some(backend) if backend.live.standing().may_be_asked() => {
+                Way::To(Arc::clone(backend), asked)
+            }
             Some(_) => Way::Refuse(
                 Rejection::new(
                     Kind::UpstreamFailed,
@@ -148,7 +150,7 @@ impl Pool {
         }
         let running = self.only_running(envelope);
         let view = self.fleet.view();
-        match running.and_then(|id| view.get(id)).filter(|backend| backend.live.keeps_old()) {
+        match running.and_then(|id| view.get(id)).filter(|b| b.live.standing().may_be_asked()) {
             Some(backend) => Way::To(Arc::clone(backend), None),
             None => Way::Home,
         }

@@ -283,6 +283,7 @@ mod tests {
             max_queue: 10,
             enabled: true,
             backup: false,
+            max_connections: 100,
             headers: Vec::new(),
             labels: Vec::new(),
             task_types: Vec::new(),

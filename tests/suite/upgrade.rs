@@ -1,5 +1,6 @@
 //! `comfygate run --upgrade`: a new process takes the old one's place.
 
+use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -143,15 +144,19 @@ async fn a_successor_that_fails_leaves_the_old_process_serving() {
     socket.write_all(b"release\n").unwrap();
     assert_eq!(next(), "released");
     // A prompt waits for how it ends.
-    let posted = uuid::Uuid::new_v4().to_string();
-    let body = json!({"prompt": paced(3, 1.0), "client_id": "stayer", "prompt_id": posted});
-    let request = reqwest::Client::new().post(format!("{base}/prompt")).json(&body);
-    let posting = tokio::spawn(request.send());
-    gateway.until_logged("the state is handed over").await;
-    assert_eq!(gateway.get("10.0.0.1", "/queue").await.status, 200);
-    assert!(!posting.is_finished());
-    drop((socket, next));
-    assert_eq!(posting.await.unwrap().unwrap().status(), 200);
+    let answered = Cell::new(false);
+    let posting = async {
+        let prompt = client.paint(paced(3, 1.0)).await;
+        answered.set(true);
+        prompt
+    };
+    let failing = async {
+        gateway.until_logged("the state is handed over").await;
+        assert_eq!(gateway.get("10.0.0.1", "/queue").await.status, 200);
+        assert!(!answered.get());
+        drop((socket, next));
+    };
+    let (posted, ()) = tokio::join!(posting, failing);
     gateway.until_logged("this process goes on").await;
     for (prompt, seed) in [(running, 1), (waiting, 2), (posted, 3)] {
         client.succeeded(&prompt, seed).await;

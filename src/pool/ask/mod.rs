@@ -16,6 +16,7 @@ mod post;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +26,7 @@ use reqwest::{Client, Method, Response};
 pub use post::Passed;
 
 use crate::backend::Backend;
+use crate::outlier::warden::Warden;
 use crate::probe::poll::header_pairs;
 use crate::upstream::CONNECT_TIMEOUT;
 
@@ -58,6 +60,8 @@ pub struct Ask {
     alone: Client,
     /// Connections that are kept.
     kept: Client,
+    /// Who hears how prompts fare.
+    warden: Option<Arc<Warden>>,
 }
 
 impl Ask {
@@ -76,7 +80,13 @@ impl Ask {
                 .user_agent(concat!("comfygate/", env!("CARGO_PKG_VERSION")))
                 .build()
         };
-        Ok(Self { alone: client(0)?, kept: client(4)? })
+        Ok(Self { alone: client(0)?, kept: client(4)?, warden: None })
+    }
+
+    /// The same; what becomes of prompts is told to a warden.
+    #[must_use]
+    pub fn told_to(self, warden: Arc<Warden>) -> Self {
+        Self { warden: Some(warden), ..self }
     }
 
     /// Sends over a kept connection what may be sent twice, once more when that one was closed.

@@ -269,6 +269,8 @@ pub enum Action {
     Accept {
         /// Which.
         job: Arc<Job>,
+        /// Who took it.
+        backend: BackendId,
         /// The body of the backend's 200.
         reply: bytes::Bytes,
     },
@@ -323,6 +325,8 @@ pub enum Action {
 pub enum Refusal {
     /// The server's own words.
     Server {
+        /// Whose.
+        backend: BackendId,
         /// Status.
         status: u16,
         /// `Content-Type`.

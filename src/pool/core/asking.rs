@@ -109,10 +109,12 @@ impl Core {
 
     fn accept_unheard(&mut self, id: JobId) {
         let Some(entry) = self.entries.get(&id) else { return };
-        if !entry.accepted && entry.place.as_ref().is_some_and(|place| !place.verdict_out) {
+        let Some(place) = &entry.place else { return };
+        if !entry.accepted && !place.verdict_out {
+            let lane = place.lane;
             let reply = super::verdict::reply_for(&entry.job);
             self.stay(id);
-            self.accept(id, reply);
+            self.accept(id, lane, reply);
         }
     }
 

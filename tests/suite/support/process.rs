@@ -17,7 +17,11 @@ use tokio::time::timeout;
 use super::http::{self, Reply};
 use super::{PATIENCE, Setup, eventually, exchange};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_comfygate");
+/// What is tested: as built beside the tests, or another build of it for long runs.
+fn binary() -> std::ffi::OsString {
+    std::env::var_os("COMFYGATE_TEST_BINARY")
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_comfygate").into())
+}
 
 impl Setup {
     /// Starts a gateway and waits until it listens.
@@ -71,7 +75,7 @@ impl Setup {
 
 /// The binary without the environment of whoever runs the tests.
 fn command() -> Command {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().contains("COMFYGATE"));
     for (name, _) in ours {
         command.env_remove(name);
@@ -299,6 +303,11 @@ impl Gateway {
             assert!(start.elapsed() < PATIENCE, "{setting} stays {found:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// File descriptors that it holds.
+    pub(crate) fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap().count()
     }
 
     /// A number of kilobytes out of `/proc/PID/status`.

@@ -66,7 +66,7 @@ impl Journal {
         let mut kept: BTreeMap<JobId, Kept> = BTreeMap::new();
         for line in &self.lines {
             match line {
-                Action::Accept { job, reply } => {
+                Action::Accept { job, reply, .. } => {
                     let (job, reply) = (job.clone(), reply.clone());
                     let (phase, marks) = (Phase::Waiting, Marks::default());
                     let waits = Kept { phase, attempts: 0, marks, job, reply };
