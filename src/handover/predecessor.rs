@@ -19,7 +19,7 @@ use crate::logging::TARGET;
 /// For what the new process says at once.
 const SOON: Duration = Duration::from_secs(5);
 /// For each of its steps.
-const STEP: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_mins(1);
 /// Pause after a failed accept.
 const PAUSE: Duration = Duration::from_secs(1);
 

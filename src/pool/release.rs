@@ -49,7 +49,9 @@ impl Pool {
         };
         let _ = timeout(VERDICTS, all_judged).await;
         let unjudged: Vec<_> = self.verdicts.lock().keys().copied().collect();
-        unjudged.into_iter().for_each(|id| self.tell(Input::Abandon(id)));
+        for id in unjudged {
+            self.tell(Input::Abandon(id));
+        }
         {
             let _core = self.core.lock();
             *self.frozen.lock() = Some(Vec::new());
@@ -66,7 +68,9 @@ impl Pool {
             let _core = self.core.lock();
             self.frozen.lock().take().unwrap_or_default()
         };
-        held.into_iter().for_each(|input| self.tell(input));
+        for input in held {
+            self.tell(input);
+        }
         self.read.lock().clear();
         self.links.reopen_all();
         // Prompts that have waited would find no server before.
