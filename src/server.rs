@@ -211,7 +211,7 @@ async fn hand_over(state_dir: Option<&Path>, listeners: [StdListener; 2], estate
         Ok(offer) => offer.taken(estate).await,
         Err(error) => {
             warn!(target: TARGET, "`comfygate run --upgrade` cannot take over from this process: {error}");
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

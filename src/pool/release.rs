@@ -20,6 +20,8 @@ use crate::rejection::{Kind, Rejection};
 const HELD: Duration = Duration::from_secs(30);
 /// How long verdicts that are out are waited for.
 const VERDICTS: Duration = Duration::from_secs(5);
+/// How long a backend's event sockets are waited for.
+const SOCKETS: Duration = Duration::from_secs(5);
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
 /// Inputs kept for the core; each is the answer to a question of its own, or an event.
@@ -47,7 +49,9 @@ impl Pool {
         };
         let _ = timeout(VERDICTS, all_judged).await;
         let unjudged: Vec<_> = self.verdicts.lock().keys().copied().collect();
-        unjudged.into_iter().for_each(|id| self.tell(Input::Abandon(id)));
+        for id in unjudged {
+            self.tell(Input::Abandon(id));
+        }
         {
             let _core = self.core.lock();
             *self.frozen.lock() = Some(Vec::new());
@@ -64,9 +68,13 @@ impl Pool {
             let _core = self.core.lock();
             self.frozen.lock().take().unwrap_or_default()
         };
-        held.into_iter().for_each(|input| self.tell(input));
+        for input in held {
+            self.tell(input);
+        }
         self.read.lock().clear();
         self.links.reopen_all();
+        // Prompts that have waited would find no server before.
+        self.first_lane(SOCKETS).await;
         self.tenure.send_replace(Tenure::Here);
         Ok(())
     }
