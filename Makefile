@@ -8,7 +8,7 @@ ARGS ?=
 export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt bench check-tools
+.PHONY: help run test lint fmt bench testssl check-tools
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -29,6 +29,10 @@ fmt: ## Format the code
 
 bench: check-tools ## Micro benchmarks (an optimised build: takes minutes the first time)
 	$(CARGO) bench --locked --bench micro --bench journal -- $(ARGS)
+
+testssl: check-tools ## Have testssl.sh look for weaknesses in what https serves
+	$(CARGO) build --locked
+	tests/testssl.sh
 
 check-tools: ## Install what building needs and the machine lacks, or name it
 	@tools/check-tools.sh

@@ -19,8 +19,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::alerts::{self, Hysteresis};
 use crate::config::{self, Config, Loaded, Mode, Sources};
-use crate::edge::FrontDoor;
 use crate::edge::tls::Acceptor;
+use crate::edge::{self, FrontDoor};
 use crate::fleet::Fleet;
 use crate::gateway::Gateway;
 use crate::identity::session::SigningKey;
@@ -30,7 +30,7 @@ use crate::probe::Prober;
 use crate::proxy::Proxy;
 use crate::registry;
 use crate::state::{State, load_or_make_cookie_key};
-use crate::{access, admin, keeper, logging, pool, summary, tasks};
+use crate::{access, admin, keeper, logging, pool, summary, tasks, upstream};
 
 /// Requests wait this long at most for the first look at the backends.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -45,7 +45,8 @@ pub struct Server {
     loaded: Loaded,
     data: StdListener,
     admin: StdListener,
-    acceptor: Option<Acceptor>,
+    acceptor: Option<Arc<Acceptor>>,
+    redirect: Option<StdListener>,
     state: Option<Arc<State>>,
     signing_key: SigningKey,
     fleet: Arc<Fleet>,
@@ -58,7 +59,12 @@ impl Server {
         let config = &loaded.config;
         let data = bind(SocketAddr::new(config.server.host, config.server.port), "server.port")?;
         let admin = bind(config.admin.listen, "admin.listen")?;
-        let acceptor = config.server.tls.as_ref().map(Acceptor::new).transpose()?;
+        let tls = config.server.tls.as_ref();
+        let redirect = tls.and_then(|tls| tls.redirect_port).map(|port| {
+            bind(SocketAddr::new(config.server.host, port), "server.tls.redirect_port")
+        });
+        let redirect = redirect.transpose()?;
+        let acceptor = tls.map(Acceptor::new).transpose().context("server.tls")?.map(Arc::new);
         let state = keeper::open(&config.state_dir)?.map(Arc::new);
         let signing_key = match &config.session.cookie_key {
             Some(secret) => SigningKey::from_secret(secret).context("session.cookie_key")?,
@@ -70,7 +76,18 @@ impl Server {
             Mode::Pool => Some(pool::open(config, state.as_deref(), &fleet)?),
             Mode::Sticky => None,
         };
-        Ok(Self { sources, loaded, data, admin, acceptor, state, signing_key, fleet, pool })
+        Ok(Self {
+            sources,
+            loaded,
+            data,
+            admin,
+            acceptor,
+            redirect,
+            state,
+            signing_key,
+            fleet,
+            pool,
+        })
     }
 
     /// Where the data plane listens.
@@ -87,6 +104,7 @@ impl Server {
     pub async fn run(self) -> Result<()> {
         let config = self.loaded.config.clone();
         announce(&self.loaded);
+        upstream::trust::set_default(&config.backend_tls);
         let fleet = self.fleet;
         let prober = Prober::new(Arc::clone(&fleet), probes(&config))?;
         let learnt = keeper::learnt(self.state.as_deref());
@@ -125,19 +143,29 @@ impl Server {
         let door = FrontDoor::new(
             Arc::clone(&gateway),
             Arc::new(http_proxy(&server_conf(&config), Proxy::new(Arc::clone(&gateway)))),
-            self.acceptor,
+            self.acceptor.clone(),
             admin::data_port_router(&admin),
             connections.clone(),
         );
         let listener = listen(self.data)?;
-        info!(target: TARGET, "listening on {}, admin on {admin_address}", listener.local_addr()?);
+        let address = listener.local_addr()?;
+        info!(target: TARGET, "listening on {address}, admin on {admin_address}");
+        if let Some(redirect) = self.redirect {
+            let redirect = listen(redirect)?;
+            info!(target: TARGET, "sending {} to https", redirect.local_addr()?);
+            tokio::spawn(Arc::clone(&door).accept_redirected(redirect, address.port()));
+        }
         tokio::spawn(door.accept(listener));
+        if let Some(acceptor) = &self.acceptor {
+            tokio::spawn(edge::tls::watch::watch(Arc::clone(acceptor)));
+        }
 
         let (stopped, stop) = tokio::sync::oneshot::channel::<()>();
         let keeper = tokio::spawn(keeper::keep(Arc::clone(&gateway), self.state, async {
             let _ = stop.await;
         }));
-        wait_for_signals(&gateway, &self.sources, &operator).await?;
+        let acceptor = self.acceptor.as_deref();
+        wait_for_signals(&gateway, &self.sources, &operator, acceptor).await?;
         drain(&gateway, &connections).await;
         if let Some(pool) = gateway.pool() {
             pool.close().await;
@@ -207,6 +235,7 @@ async fn wait_for_signals(
     gateway: &Arc<Gateway>,
     sources: &Sources,
     operator: &Operator,
+    acceptor: Option<&Acceptor>,
 ) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -215,13 +244,18 @@ async fn wait_for_signals(
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => reload(gateway, sources, operator).await,
+            _ = hangup.recv() => reload(gateway, sources, operator, acceptor).await,
         }
     }
 }
 
 /// Reads the configuration again; an invalid one is refused and the running one stays.
-async fn reload(gateway: &Arc<Gateway>, sources: &Sources, operator: &Operator) {
+async fn reload(
+    gateway: &Arc<Gateway>,
+    sources: &Sources,
+    operator: &Operator,
+    acceptor: Option<&Acceptor>,
+) {
     let loaded = match config::load(sources) {
         Ok(loaded) => loaded,
         Err(problems) => {
@@ -235,6 +269,12 @@ async fn reload(gateway: &Arc<Gateway>, sources: &Sources, operator: &Operator) 
     }
     announce(&loaded);
     let config = loaded.config;
+    if let (Some(acceptor), Some(tls)) = (acceptor, &config.server.tls)
+        && let Err(why) = acceptor.replace(tls)
+    {
+        error!(target: TARGET, "server.tls is refused, the running certificates stay: {why:#}");
+    }
+    upstream::trust::set_default(&config.backend_tls);
     gateway.affinity.set_limits(config.session.ttl, config.session.max_clients);
     gateway.prober.set_options(probes(&config));
     if let Some(pool) = gateway.pool() {

@@ -9,6 +9,7 @@
 //! A new key goes into `keys`, into `checked`, into `check` and into
 //! `conf/comfygate.yaml`; the tests fail while one of them is missing.
 
+mod backend_tls;
 mod backends;
 mod check;
 mod checked;
@@ -27,11 +28,12 @@ mod secret;
 mod tls;
 mod yaml;
 
+pub use backend_tls::BackendTls;
 pub use checked::{
-    AccessLog, Admin, Affinity, Alerts, Auth, Backend, Cache, ClientEvents, Config, Failover,
-    Fairness, HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerUser, Pool,
-    Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Tls,
-    Webhook,
+    AccessLog, Admin, Affinity, Alerts, Auth, Backend, Cache, ClientAuth, ClientEvents, Config,
+    Failover, Fairness, HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, Pair,
+    PerUser, Pool, Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session,
+    Strategy, Tls, TlsVersion, Webhook,
 };
 pub use command::{CheckArgs, check_file, run_check};
 pub use endpoint::Endpoint;
@@ -41,3 +43,4 @@ pub use problem::{Problem, Problems};
 pub use quantity::{parse_duration, parse_size, show_duration, show_size};
 pub use restart::differences_needing_restart;
 pub use secret::Secret;
+pub use tls::{Unfit, authorities, certified_key, names as certificate_names};

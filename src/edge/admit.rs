@@ -166,6 +166,7 @@ impl Desk<'_> {
             address,
             forwarded: trusted.forwarded(self.peer.ip(), &headers, self.tls),
             request_id: self.gateway.request_id(),
+            hsts: if self.tls { super::hsts(self.config) } else { None },
             started: Instant::now(),
             now,
             tab: found.tab,

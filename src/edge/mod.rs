@@ -7,9 +7,11 @@
 pub mod admit;
 pub mod conn;
 pub mod envelope;
+mod h2;
 pub mod head;
 mod local;
 mod pooled;
+pub mod redirect;
 pub mod tls;
 mod websocket;
 
@@ -19,6 +21,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use http::HeaderValue;
 use log::{debug, warn};
 use pingora_core::apps::{HttpPersistentSettings, HttpServerApp};
 use pingora_core::protocols::Stream;
@@ -27,10 +30,12 @@ use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{self, Record};
+use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::logging::TARGET;
 use crate::metrics;
@@ -52,7 +57,7 @@ const LINGER: Duration = Duration::from_secs(2);
 pub struct FrontDoor {
     gateway: Arc<Gateway>,
     proxy: Arc<HttpProxy<Proxy>>,
-    acceptor: Option<Acceptor>,
+    acceptor: Option<Arc<Acceptor>>,
     admin: axum::Router,
     tasks: TaskTracker,
 }
@@ -62,7 +67,7 @@ impl FrontDoor {
     pub fn new(
         gateway: Arc<Gateway>,
         proxy: Arc<HttpProxy<Proxy>>,
-        acceptor: Option<Acceptor>,
+        acceptor: Option<Arc<Acceptor>>,
         admin: axum::Router,
         tasks: TaskTracker,
     ) -> Arc<Self> {
@@ -103,11 +108,15 @@ impl FrontDoor {
             keep_alive(&tcp);
             match &door.acceptor {
                 None => door.serve(Conn::plain(tcp, peer), peer).await,
-                Some(acceptor) => {
-                    if let Ok(Ok(tls)) = timeout(TLS_HANDSHAKE, acceptor.accept(tcp)).await {
+                Some(acceptor) => match timeout(TLS_HANDSHAKE, acceptor.accept(tcp)).await {
+                    Ok(Ok(tls)) if tls::is_http2(&tls) => {
+                        Box::pin(h2::serve(&door, Conn::tls(tls, peer), peer)).await;
+                    }
+                    Ok(Ok(tls)) => {
                         Box::pin(door.serve(Conn::tls(tls, peer), peer)).await;
                     }
-                }
+                    Ok(Err(_)) | Err(_) => {}
+                },
             }
         });
     }
@@ -115,10 +124,13 @@ impl FrontDoor {
     /// Serves one connection, request by request.
     async fn serve(self: Arc<Self>, conn: Conn, peer: SocketAddr) {
         let tls = conn.is_tls();
+        // A request of HTTP/2 is let in already, and answered whatever happens to its connection.
+        let (_never, never) = watch::channel(false);
+        let mut stopping =
+            if conn.is_request() { never } else { self.gateway.stopping.subscribe() };
         let mut stream: Stream = Box::new(conn);
         let mut settings: Option<HttpPersistentSettings> = None;
         let mut buffer = BytesMut::new();
-        let mut stopping = self.gateway.stopping.subscribe();
         loop {
             let head = self.next_head(&mut stream, &mut buffer, &mut stopping).await;
             let Some(length) = head else { return };
@@ -205,6 +217,12 @@ impl FrontDoor {
         session.set_keepalive((!stopping).then_some(seconds.max(1)));
         session.set_write_timeout(Some(WRITE_TIMEOUT));
     }
+}
+
+/// What browsers are told about coming back, if anything (RFC 6797).
+fn hsts(config: &Config) -> Option<HeaderValue> {
+    let seconds = config.server.tls.as_ref()?.hsts.as_secs();
+    (seconds > 0).then(|| HeaderValue::try_from(format!("max-age={seconds}")).ok())?
 }
 
 /// Has the kernel find out when a peer is gone without a word, as a closed laptop is: nothing else

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::HeaderName;
-use http::header::CONNECTION;
+use http::header::{CONNECTION, SET_COOKIE, STRICT_TRANSPORT_SECURITY};
+use http::{HeaderName, HeaderValue};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -232,6 +232,9 @@ impl ProxyHttp for Proxy {
             response.insert_header("x-comfygate-backend", destination.backend.name())?;
         }
         let Some(envelope) = &journey.envelope else { return Ok(()) };
+        if let Some(hsts) = &envelope.hsts {
+            response.insert_header(STRICT_TRANSPORT_SECURITY, hsts.clone())?;
+        }
         if let Some(cookie) = &envelope.set_cookie {
             response.append_header("set-cookie", cookie)?;
         }
@@ -315,7 +318,8 @@ impl ProxyHttp for Proxy {
             session.set_keepalive(None);
         }
         if session.response_written().is_none() {
-            let _ = respond(session, &refused).await;
+            let hsts = journey.envelope.as_deref().and_then(|envelope| envelope.hsts.clone());
+            let _ = respond(session, &refused, hsts).await;
             self.gateway.metrics.rejected(refused.kind);
         }
         journey.refused = Some(refused);
@@ -378,8 +382,10 @@ impl Proxy {
         }
         let limit = self.gateway.config.load().limits.body_size;
         let visit = Visit::of(envelope);
-        let cookie = envelope.set_cookie.as_deref();
-        let answered = local::answer(session, service, limit, visit, cookie).await?;
+        let cookie = envelope.set_cookie.as_deref().and_then(|text| text.parse().ok());
+        let hsts = envelope.hsts.clone().map(|value| (STRICT_TRANSPORT_SECURITY, value));
+        let more = cookie.map(|value| (SET_COOKIE, value)).into_iter().chain(hsts).collect();
+        let answered = local::answer(session, service, limit, visit, more).await?;
         match answered {
             Answered::Done => Ok(true),
             Answered::Refused(refused) => Err(journey.refuse(refused)),
@@ -398,10 +404,17 @@ impl Proxy {
     }
 }
 
-async fn respond(session: &mut Session, refused: &Rejection) -> Result<()> {
+async fn respond(
+    session: &mut Session,
+    refused: &Rejection,
+    hsts: Option<HeaderValue>,
+) -> Result<()> {
     let mut response = ResponseHeader::build(refused.kind.status(), Some(6))?;
     for (name, value) in refused.headers() {
         response.insert_header(name, value)?;
+    }
+    if let Some(hsts) = hsts {
+        response.insert_header(STRICT_TRANSPORT_SECURITY, hsts)?;
     }
     session.write_response_header(Box::new(response), false).await?;
     session.write_response_body(Some(refused.body()), true).await

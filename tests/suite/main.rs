@@ -18,5 +18,6 @@ mod simulator;
 mod sticky;
 mod support;
 mod tasks;
+mod tls;
 mod websocket;
 mod zones;

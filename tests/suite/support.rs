@@ -20,6 +20,7 @@ pub(crate) mod http;
 pub(crate) mod process;
 pub(crate) mod setup;
 pub(crate) mod socket;
+pub(crate) mod tls;
 
 use std::time::{Duration, Instant};
 

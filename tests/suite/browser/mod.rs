@@ -7,6 +7,7 @@
 mod farm;
 mod page;
 mod pool;
+mod secure;
 
 use std::path::{Path, PathBuf};
 
