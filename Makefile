@@ -4,11 +4,13 @@
 CARGO ?= cargo
 # More arguments for the program that a target runs: make run ARGS="--port 9000 --speed 10"
 ARGS ?=
+# What `make simulate` plays through.
+SEEDS ?= 0..10000
 # rustup's cargo is found even before a new login has put it on the path.
 export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint fmt bench testssl check-tools
+.PHONY: help run test soak simulate lint fmt bench testssl check-tools
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -18,6 +20,15 @@ run: check-tools ## Build, then run three simulated ComfyUI servers and a gatewa
 
 test: lint ## The whole suite: format, lints, unit, integration and documentation tests
 	$(CARGO) test --locked $(ARGS)
+
+# Longer: make soak SECONDS=1800; other faults: COMFYGATE_SEED=1 make soak
+SECONDS ?= 120
+soak: check-tools ## Two minutes of faults under load, both modes (make test has half a minute)
+	COMFYGATE_SOAK_SECONDS=$(SECONDS) $(CARGO) test --locked --test suite -- soak --nocapture
+
+simulate: check-tools ## The scheduler against 10,000 seeded worlds (SEEDS=FROM..TO for others)
+	COMFYGATE_SIM_SEEDS=$(SEEDS) $(CARGO) test --locked --config 'profile.dev.package.comfygate.opt-level=1' \
+		--lib pool::core::simulation -- --nocapture
 
 lint: check-tools ## Format, clippy and documentation links, without changing anything
 	$(CARGO) fmt --check

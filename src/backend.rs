@@ -14,10 +14,12 @@ use tokio::sync::{Notify, watch};
 
 use crate::clock::Moment;
 use crate::config;
+use crate::connections::Connections;
 use crate::depth::Depth;
 use crate::health::{Change, Health, ramp};
 use crate::inventory::Inventory;
 use crate::metrics::Traffic;
+use crate::outlier::warden::Track;
 use crate::pace::{Learnt, Pace};
 use crate::relay::StopReason;
 use crate::selection::Candidate;
@@ -56,6 +58,8 @@ pub struct Standing {
     pub health: Health,
     /// Its running prompt has shown no life for long.
     pub suspect: bool,
+    /// It failed real requests, and is out for a time (see [`outlier`](crate::outlier)).
+    pub ejected: bool,
     /// What the operator wants.
     pub wanted: Wanted,
     /// It is no longer part of the fleet.
@@ -70,6 +74,12 @@ impl Standing {
 
     /// Whether clients that belong there may stay.
     pub fn keeps_old(&self) -> bool {
+        self.may_be_asked() && !self.ejected
+    }
+
+    /// Whether what it alone can answer may be asked of it: what lies on an ejected backend is
+    /// worth a try.
+    pub fn may_be_asked(&self) -> bool {
         self.health != Health::Down && self.wanted != Wanted::Disabled && !self.removed
     }
 
@@ -86,6 +96,8 @@ impl Standing {
             Some(StopReason::BackendDisabled)
         } else if self.health == Health::Down {
             Some(StopReason::BackendDown)
+        } else if self.ejected {
+            Some(StopReason::BackendEjected)
         } else {
             None
         }
@@ -96,6 +108,7 @@ impl Standing {
         match (self.wanted, self.health) {
             (Wanted::Disabled, _) => "disabled",
             (_, Health::Down) => "down",
+            _ if self.ejected => "ejected",
             (Wanted::Draining, _) => "drain",
             (_, Health::Unknown) => "unknown",
             (_, Health::Up) if self.suspect => "suspect",
@@ -123,7 +136,7 @@ impl Backend {
         let now = Moment::now();
         let prompts = live.depth.prompts();
         Candidate {
-            eligible: standing.takes_new(),
+            eligible: standing.takes_new() && live.connections.count() < self.spec.max_connections,
             serves: true,
             in_zone: true,
             backup: self.spec.backup,
@@ -170,6 +183,10 @@ pub struct Live {
     pub checks: AtomicU64,
     /// Requests that failed on it.
     pub failures: AtomicU64,
+    /// Requests and sockets that it holds now.
+    pub connections: Arc<Connections>,
+    /// What its answers tell of it.
+    pub outlier: Track,
     /// Client WebSockets open through it.
     pub sockets: AtomicU32,
     /// What it answered, for metrics.
@@ -207,18 +224,28 @@ pub struct Notes {
     pub last_check: Option<Timestamp>,
     /// What went wrong last.
     pub last_error: Option<String>,
+    /// When it comes back from its ejection.
+    pub ejected_until: Option<Timestamp>,
 }
 
 impl Live {
     /// A backend nobody has looked at yet.
     pub fn new(wanted: Wanted, learnt: Learnt) -> Self {
-        let standing = Standing { health: Health::Unknown, suspect: false, wanted, removed: false };
+        let standing = Standing {
+            health: Health::Unknown,
+            suspect: false,
+            ejected: false,
+            wanted,
+            removed: false,
+        };
         Self {
             depth: Arc::default(),
             inventory: Inventory::default(),
             calls: AtomicU64::new(0),
             checks: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            connections: Arc::default(),
+            outlier: Track::default(),
             sockets: AtomicU32::new(0),
             traffic: Traffic::default(),
             moved: Notify::new(),
@@ -286,6 +313,27 @@ impl Live {
             self.returned_at.store(now.0, Relaxed);
         }
         self.alter(|standing| standing.health = change.to);
+        if change.to == Health::Down {
+            // Its probes speak from now on.
+            self.taken_back(now);
+        }
+    }
+
+    /// Takes it out for failing real requests.
+    pub fn ejected(&self, now: Moment) {
+        self.down_at.store(now.0, Relaxed);
+        self.alter(|standing| standing.ejected = true);
+    }
+
+    /// Ends its ejection; whether there was one.
+    pub fn taken_back(&self, now: Moment) -> bool {
+        self.outlier.release();
+        let was_out = self.alter(|standing| standing.ejected = false);
+        if was_out {
+            self.returned_at.store(now.0, Relaxed);
+            self.note(|notes| notes.ejected_until = None);
+        }
+        was_out
     }
 
     /// Share of new clients it may take, while it starts slowly.
@@ -294,7 +342,7 @@ impl Live {
         ramp((at > 0).then_some(Moment(at)), now)
     }
 
-    /// For how long it has been down, if it is.
+    /// For how long it has been down or ejected, if it is.
     pub fn down_for(&self, now: Moment) -> std::time::Duration {
         now.since(Moment(self.down_at.load(Relaxed)))
     }

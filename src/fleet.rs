@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::backend::{Backend, BackendId, Live, Wanted};
+use crate::clock::Moment;
 use crate::config;
 use crate::health::Health;
 use crate::pace::Learnt;
@@ -174,6 +175,7 @@ fn renew(known: &Arc<Backend>, spec: config::Backend, wanted: Wanted) -> Arc<Bac
         }
     });
     if moved {
+        known.live.taken_back(Moment::now());
         known.live.address.store(None);
         known.live.inventory.forget();
         known.live.poke.notify_one();
@@ -194,6 +196,7 @@ mod tests {
             max_queue: 10,
             enabled: true,
             backup: false,
+            max_connections: 100,
             headers: Vec::new(),
             labels: Vec::new(),
             task_types: Vec::new(),
@@ -231,6 +234,7 @@ mod tests {
         let fleet = Fleet::new();
         fleet.apply(vec![spec("a", 1)], |_| Learnt::default());
         fleet.view().named("a").unwrap().live.alter(|s| s.health = Health::Up);
+        fleet.view().named("a").unwrap().live.ejected(Moment::now());
         fleet.apply(vec![spec("a", 9)], |_| Learnt::default());
         assert_eq!(fleet.view().named("a").unwrap().live.standing().label(), "unknown");
     }

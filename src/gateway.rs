@@ -25,6 +25,7 @@ use crate::identity::session::{Session, SigningKey};
 use crate::identity::{Caller, ClientKey};
 use crate::logging::TARGET;
 use crate::metrics::Metrics;
+use crate::outlier::warden::Warden;
 use crate::pool::Pool;
 use crate::probe::Prober;
 use crate::registry::Registry;
@@ -58,6 +59,8 @@ pub struct Gateway {
     pub tasks: Arc<Tasks>,
     /// The farm as one ComfyUI, in pool mode.
     pool: OnceLock<Arc<Pool>>,
+    /// Takes out backends that fail real requests.
+    pub warden: Arc<Warden>,
     /// Keeps retry storms away.
     pub budget: Arc<RetryBudget>,
     /// What Prometheus is told.
@@ -68,6 +71,8 @@ pub struct Gateway {
     pub started: Moment,
     /// True once no more requests are taken.
     pub stopping: watch::Sender<bool>,
+    /// Over how long sockets end then.
+    pub spread: Arc<Spread>,
     /// True once open sockets must end.
     ending: watch::Sender<bool>,
     /// Client connections open.
@@ -118,9 +123,12 @@ impl Gateway {
         signing_key: SigningKey,
     ) -> Self {
         let affinity = Arc::new(AffinityMap::new(config.session.ttl, config.session.max_clients));
+        let trusted = TrustedProxies::new(&config.server.trusted_proxies);
+        let config = Arc::new(ArcSwap::from_pointee(config));
         Self {
-            trusted: ArcSwap::from_pointee(TrustedProxies::new(&config.server.trusted_proxies)),
-            config: Arc::new(ArcSwap::from_pointee(config)),
+            trusted: ArcSwap::from_pointee(trusted),
+            warden: Warden::new(Arc::clone(&fleet), Arc::clone(&config)),
+            config,
             fleet,
             prober,
             affinity,
@@ -134,6 +142,7 @@ impl Gateway {
             clock: Clock::start(),
             started: Moment::now(),
             stopping: watch::Sender::new(false),
+            spread: Arc::default(),
             ending: watch::Sender::new(false),
             connections: AtomicU64::new(0),
             placing: Mutex::new(()),
@@ -266,7 +275,14 @@ impl Gateway {
                 && backend.is_some_and(|b| b.live.keeps_old() && serves(b, seeker.asked))
         };
         let placed = self.affinity.get_or_place_with(seeker.key, seeker.now, |current| {
-            current.filter(|&id| stays(id)).or_else(|| self.choose(view, seeker, task_type, tried))
+            current
+                .filter(|&id| stays(id))
+                .or_else(|| self.choose(view, seeker, task_type, tried))
+                .or_else(|| {
+                    // Better a doubtful backend than none.
+                    let relented = self.warden.relent(|backend| serves(backend, task_type));
+                    relented.then(|| self.choose(view, seeker, task_type, tried))?
+                })
         });
         if placed.is_some_and(|placed| placed.has_moved()) {
             self.metrics.failed_over();
@@ -404,10 +420,36 @@ impl Gateway {
 
     /// Resolves when open sockets must end.
     pub fn stopping_hard(&self) -> impl Future<Output = ()> + use<> {
-        let mut ending = self.ending.subscribe();
+        let (mut ending, spread) = (self.ending.subscribe(), Arc::clone(&self.spread));
         async move {
             let _ = ending.wait_for(|ending| *ending).await;
+            spread.wait().await;
         }
+    }
+
+    /// Resolves when clients had better come to the next process.
+    pub fn leaving(&self) -> impl Future<Output = ()> + use<> {
+        let (mut stopping, spread) = (self.stopping.subscribe(), Arc::clone(&self.spread));
+        async move {
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+            spread.wait().await;
+        }
+    }
+}
+
+/// Over how long sockets end that end together, so that their clients do not all come at once.
+#[derive(Debug, Default)]
+pub struct Spread(AtomicU64);
+
+impl Spread {
+    /// Each waits for a part of this from now on.
+    pub fn set(&self, over: Duration) {
+        self.0.store(u64::try_from(over.as_millis()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    async fn wait(&self) {
+        let part = rand::random::<f64>() * self.0.load(Relaxed) as f64;
+        tokio::time::sleep(Duration::from_millis(part as u64)).await;
     }
 }
 

@@ -108,7 +108,7 @@ pub async fn keep(
             () = &mut done => true,
         };
         gateway.affinity.sweep(gateway.clock.now(), SWEEP);
-        if let Some(state) = &state {
+        if let Some(state) = state.as_ref().filter(|state| !state.is_released()) {
             let with_rates = last || round.is_multiple_of(RATES_EVERY);
             let (gateway, state) = (Arc::clone(&gateway), Arc::clone(state));
             let written =
@@ -124,7 +124,8 @@ pub async fn keep(
     }
 }
 
-fn write(gateway: &Gateway, state: &State, with_rates: bool) -> Result<(), StateError> {
+/// Writes what has changed; blocks.
+pub fn write(gateway: &Gateway, state: &State, with_rates: bool) -> Result<(), StateError> {
     loop {
         let changed = gateway.affinity.drain_dirty(BATCH);
         let more = changed.len() >= BATCH;

@@ -11,7 +11,8 @@
 //! 4. HTTP goes through [`proxy`], the only `ProxyHttp`; a WebSocket through [`relay`];
 //!    [`upstream`] connects, [`retry`] says what may be tried again, [`rejection`] answers the rest.
 //!
-//! Beside it: [`probe`] looks at each [`backend`], [`health`] judges it, [`depth`] and [`pace`]
+//! Beside it: [`probe`] looks at each [`backend`], [`health`] judges it, [`outlier`] takes it out when
+//! it fails real requests, [`connections`] bound what it holds, [`depth`] and [`pace`]
 //! count its work, [`tasks`] follows each prompt to its end, [`inventory`] knows what a backend is
 //! made of; [`keeper`] carries over into the next process what [`state`] stores; [`admin`] shows all
 //! of it, [`metrics`] count it and [`alerts`] tell when it breaks, [`operator`] changes it.
@@ -30,11 +31,13 @@ pub mod clock;
 pub mod comfy;
 pub mod config;
 pub mod conformance;
+pub mod connections;
 pub mod demo;
 pub mod depth;
 pub mod edge;
 pub mod fleet;
 pub mod gateway;
+pub mod handover;
 pub mod health;
 pub mod identity;
 pub mod inventory;
@@ -42,6 +45,7 @@ pub mod keeper;
 pub mod logging;
 pub mod metrics;
 pub mod operator;
+pub mod outlier;
 pub mod pace;
 pub mod pool;
 pub mod probe;

@@ -119,6 +119,12 @@ pub struct Rejection {
     pub allow: Option<&'static str>,
 }
 
+/// The refusal of a request to a backend that holds as many as it may.
+pub fn full() -> Rejection {
+    Rejection::new(Kind::NoBackend, "the ComfyUI server has as many connections as it may")
+        .retry_after(1)
+}
+
 impl Rejection {
     /// A refusal without details.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {

@@ -6,6 +6,7 @@
 //! its grace period when it is idle; its `HttpProxy` is, behind our [`edge`](crate::edge).
 
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use crate::edge::tls::Acceptor;
 use crate::edge::{self, FrontDoor};
 use crate::fleet::Fleet;
 use crate::gateway::Gateway;
+use crate::handover::{Estate, Offer, Successor};
 use crate::identity::session::SigningKey;
 use crate::logging::TARGET;
 use crate::operator::Operator;
@@ -36,6 +38,8 @@ use crate::{access, admin, keeper, logging, pool, summary, tasks, upstream};
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// Sockets get this long for their closing handshakes once `shutdown_timeout` is over.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// A client's socket may be without events for so long during an upgrade.
+const EVENTLESS: Duration = Duration::from_secs(2);
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
 
@@ -51,20 +55,46 @@ pub struct Server {
     signing_key: SigningKey,
     fleet: Arc<Fleet>,
     pool: Option<pool::Opened>,
+    successor: Option<Successor>,
 }
 
 impl Server {
     /// Does everything that can fail.
     pub fn prepare(sources: Sources, loaded: Loaded) -> Result<Self> {
+        Self::prepare_in_place_of(None, sources, loaded)
+    }
+
+    /// The same, to take the place of the process that serves from this `state_dir`, if there is one.
+    pub fn take_over(sources: Sources, loaded: Loaded) -> Result<Self> {
+        let successor = Successor::find(&loaded.config.state_dir)?;
+        if successor.is_none() {
+            info!(target: TARGET, "no comfygate to upgrade serves here");
+        }
+        Self::prepare_in_place_of(successor, sources, loaded)
+    }
+
+    fn prepare_in_place_of(
+        mut successor: Option<Successor>,
+        sources: Sources,
+        loaded: Loaded,
+    ) -> Result<Self> {
         let config = &loaded.config;
-        let data = bind(SocketAddr::new(config.server.host, config.server.port), "server.port")?;
-        let admin = bind(config.admin.listen, "admin.listen")?;
+        let mut inherit = |address, key| {
+            let inherited = successor.as_mut().and_then(|it| it.listener(address));
+            inherited.map_or_else(|| bind(address, key), Ok)
+        };
+        let data = SocketAddr::new(config.server.host, config.server.port);
+        let data = inherit(data, "server.port")?;
+        let admin = inherit(config.admin.listen, "admin.listen")?;
         let tls = config.server.tls.as_ref();
         let redirect = tls.and_then(|tls| tls.redirect_port).map(|port| {
-            bind(SocketAddr::new(config.server.host, port), "server.tls.redirect_port")
+            inherit(SocketAddr::new(config.server.host, port), "server.tls.redirect_port")
         });
         let redirect = redirect.transpose()?;
         let acceptor = tls.map(Acceptor::new).transpose().context("server.tls")?.map(Arc::new);
+        if let Some(successor) = &mut successor {
+            successor.release()?;
+        }
         let state = keeper::open(&config.state_dir)?.map(Arc::new);
         let signing_key = match &config.session.cookie_key {
             Some(secret) => SigningKey::from_secret(secret).context("session.cookie_key")?,
@@ -87,6 +117,7 @@ impl Server {
             signing_key,
             fleet,
             pool,
+            successor,
         })
     }
 
@@ -107,6 +138,9 @@ impl Server {
         upstream::trust::set_default(&config.backend_tls);
         let fleet = self.fleet;
         let prober = Prober::new(Arc::clone(&fleet), probes(&config))?;
+        if let Some(successor) = self.successor {
+            tokio::task::spawn_blocking(|| successor.serving()).await??;
+        }
         let learnt = keeper::learnt(self.state.as_deref());
         let gateway =
             Arc::new(Gateway::new(config.clone(), Arc::clone(&fleet), prober, self.signing_key));
@@ -127,18 +161,21 @@ impl Server {
             None => drop(tokio::spawn(tasks::follow::run(Arc::clone(&gateway)))),
         }
         tokio::spawn(registry::watch::watch(Arc::clone(&gateway)));
+        tokio::spawn(Arc::clone(&gateway.warden).tend());
 
+        let listeners = [&self.data, &self.admin].into_iter().chain(&self.redirect);
+        let shared = listeners.map(StdListener::try_clone).collect::<std::io::Result<_>>()?;
         let admin_listener = listen(self.admin)?;
         let admin_address = admin_listener.local_addr()?;
         let admin = admin::Admin::start(&gateway, &operator);
-        tokio::spawn(admin::serve(admin_listener, admin::router(&admin)));
+        let admin_door = tokio::spawn(admin::serve(admin_listener, admin::router(&admin)));
 
         gateway.prober.first_round(FIRST_LOOK.min(config.health_check.timeout)).await;
         if let Some(pool) = gateway.pool() {
             pool.first_lane(FIRST_LOOK).await;
         }
         tokio::spawn(summary::report(fleet));
-        tokio::spawn(alerts::watch(Arc::clone(&gateway), Hysteresis::default()));
+        let watching = tokio::spawn(alerts::watch(Arc::clone(&gateway), Hysteresis::default()));
         let connections = TaskTracker::new();
         let door = FrontDoor::new(
             Arc::clone(&gateway),
@@ -160,12 +197,22 @@ impl Server {
             tokio::spawn(edge::tls::watch::watch(Arc::clone(acceptor)));
         }
 
+        let estate = Estate::new(Arc::clone(&gateway), self.state.clone());
+        let offered = self.state.as_ref().map(|_| &*config.state_dir);
+        let handed_over = hand_over(offered, shared, estate);
         let (stopped, stop) = tokio::sync::oneshot::channel::<()>();
         let keeper = tokio::spawn(keeper::keep(Arc::clone(&gateway), self.state, async {
             let _ = stop.await;
         }));
         let acceptor = self.acceptor.as_deref();
-        wait_for_signals(&gateway, &self.sources, &operator, acceptor).await?;
+        tokio::select! {
+            ended = wait_for_signals(&gateway, &self.sources, &operator, acceptor) => ended?,
+            () = handed_over => {
+                admin_door.abort();
+                watching.abort();
+                leave_gently(&gateway);
+            }
+        }
         drain(&gateway, &connections).await;
         if let Some(pool) = gateway.pool() {
             pool.close().await;
@@ -174,6 +221,28 @@ impl Server {
         let _ = keeper.await;
         Ok(())
     }
+}
+
+/// Offers this process's place, and waits until it is taken. `state_dir`: if it is this process's.
+async fn hand_over(state_dir: Option<&Path>, listeners: Vec<StdListener>, estate: Estate) {
+    let Some(state_dir) = state_dir else { return std::future::pending().await };
+    match Offer::new(state_dir, listeners) {
+        Ok(offer) => offer.taken(estate).await,
+        Err(error) => {
+            warn!(target: TARGET, "`comfygate run --upgrade` cannot take over from this process: {error}");
+            std::future::pending().await
+        }
+    }
+}
+
+/// Has sockets end one after another, so that their clients do not come to the successor at once.
+/// In pool mode that must be soon, for the successor has the events.
+fn leave_gently(gateway: &Gateway) {
+    let config = gateway.config.load();
+    let limit = config.server.shutdown_timeout;
+    let spread = limit.mul_f64(0.6);
+    gateway.spread.set(if config.mode == Mode::Pool { spread.min(EVENTLESS) } else { spread });
+    gateway.stop_hard();
 }
 
 /// How backends are probed: in pool mode the event sockets tell their depth already.

@@ -103,6 +103,9 @@ pub(super) struct NewBackend {
     /// Whether it is used only when no other is healthy
     #[schema(default = false)]
     backup: Option<bool>,
+    /// Requests and WebSockets that it holds at once, at most
+    #[schema(minimum = 1, maximum = 1_000_000, default = 4096)]
+    max_connections: Option<u32>,
     /// Headers to send to it
     headers: Option<BTreeMap<String, String>>,
     /// Labels, such as its zone

@@ -112,6 +112,14 @@ pub struct BackendView {
     queue_age_seconds: Option<f64>,
     sessions: usize,
     websockets: u32,
+    /// Requests and sockets that it holds now.
+    connections: u32,
+    max_connections: u32,
+    /// How often it was ejected for failing requests.
+    ejections: u64,
+    /// When it comes back from its ejection, if it is ejected.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    ejected_until: Option<Timestamp>,
     calls: u64,
     failures: u64,
     success_rate: f64,
@@ -164,6 +172,10 @@ impl BackendView {
             queue_age_seconds: reading.at.map(|at| Moment::now().since(at).as_secs_f64()),
             sessions: gateway.affinity.sessions(backend.id.0),
             websockets: live.sockets.load(Relaxed),
+            connections: live.connections.count(),
+            max_connections: spec.max_connections,
+            ejections: live.outlier.ejections(),
+            ejected_until: notes.ejected_until,
             calls,
             failures,
             success_rate: gateway.tasks.success_rate(backend.id, calls, failures),

@@ -23,8 +23,14 @@ const DEBOUNCE: Duration = Duration::from_millis(250);
 /// Looks without a change, and the least time between two `stats`.
 const TICK: Duration = Duration::from_secs(1);
 /// What changes all the time and is no news.
-const VOLATILE: [&str; 5] =
-    ["queue_age_seconds", "last_check", "response_seconds", "uptime_seconds", "eta_seconds"];
+const VOLATILE: [&str; 6] = [
+    "queue_age_seconds",
+    "last_check",
+    "response_seconds",
+    "uptime_seconds",
+    "eta_seconds",
+    "connections",
+];
 
 /// Follows until the admin plane is gone.
 pub(super) async fn watch(admin: Weak<Admin>) {
@@ -112,7 +118,9 @@ impl Seen {
             let to = backend.live.standing().label();
             let from = before.remove(backend.name());
             if from != Some(to) {
-                let detail = (to == "down").then(|| backend.live.notes().last_error).flatten();
+                let detail = matches!(to, "down" | "ejected")
+                    .then(|| backend.live.notes().last_error)
+                    .flatten();
                 let change = admin.journal.note(backend.name(), from, Some(to), detail);
                 admin.hub.tell("change", &change);
             }

@@ -14,6 +14,8 @@ pub enum Subject {
     Down(String),
     /// A backend's running prompt shows no life.
     Suspect(String),
+    /// A backend failed real requests, and is out for a time.
+    Ejected(String),
     /// No backend can take a request.
     NoHealthy,
     /// More prompts wait than `alerts.queue_above`.
@@ -66,6 +68,7 @@ impl Sight {
         for seen in &self.backends {
             conditions.insert(Subject::Down(seen.name.clone()), seen.state == "down");
             conditions.insert(Subject::Suspect(seen.name.clone()), seen.state == "suspect");
+            conditions.insert(Subject::Ejected(seen.name.clone()), seen.state == "ejected");
         }
         conditions
     }
@@ -209,6 +212,16 @@ mod tests {
                 (Subject::Queue, false)
             ]
         );
+    }
+
+    #[test]
+    fn an_ejected_backend_is_told_of_and_is_not_down() {
+        let (mut board, mut clock) = (Board::new(Hysteresis::default()), 0);
+        let out = sight(&[("a", "up"), ("b", "ejected")], 0);
+        let ejected = Subject::Ejected("b".to_owned());
+        assert_eq!(show(&mut board, &mut clock, 60, &out), [(ejected.clone(), true)]);
+        let back = sight(&[("a", "up"), ("b", "up")], 0);
+        assert_eq!(show(&mut board, &mut clock, 60, &back), [(ejected, false)]);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `version` | 1; keys may be added to a version, none goes or changes its meaning |
 //! | `id` | the alert's, the same when it fires and when it is over |
-//! | `event` | `backend_down`, `backend_up`, `no_healthy_backend`, `queue_above`, `backend_suspect` |
+//! | `event` | `backend_down`, `backend_up`, `no_healthy_backend`, `queue_above`, `backend_suspect`, `backend_ejected` |
 //! | `status` | `firing`, or `resolved` (`backend_up` is the end of `backend_down`) |
 //! | `backend` | its name, or null |
 //! | `message` | one line for people |

@@ -49,7 +49,9 @@ impl Notice {
     /// The message for a change.
     pub fn new(turned: &Turned, sight: &Sight, teller: Teller<'_>) -> Self {
         let backend = match &turned.subject {
-            Subject::Down(name) | Subject::Suspect(name) => Some(name.as_str()),
+            Subject::Down(name) | Subject::Suspect(name) | Subject::Ejected(name) => {
+                Some(name.as_str())
+            }
             Subject::NoHealthy | Subject::Queue => None,
         };
         let state = backend.and_then(|name| sight.backend(name)).map(|seen| seen.state);
@@ -93,6 +95,7 @@ fn event(turned: &Turned, sight: &Sight) -> &'static str {
             if turned.ended.is_some() && back { "backend_up" } else { "backend_down" }
         }
         Subject::Suspect(_) => "backend_suspect",
+        Subject::Ejected(_) => "backend_ejected",
         Subject::NoHealthy => "no_healthy_backend",
         Subject::Queue => "queue_above",
     }
@@ -105,10 +108,15 @@ fn message(turned: &Turned, sight: &Sight) -> String {
         (Subject::Suspect(name), false) => {
             format!("backend {name} is suspect: its running prompt shows no life")
         }
-        (Subject::Down(name) | Subject::Suspect(name), true) => match sight.backend(name) {
-            None => format!("backend {name} is no longer part of the farm"),
-            Some(seen) => format!("backend {name} is {}", seen.state),
-        },
+        (Subject::Ejected(name), false) => {
+            format!("backend {name} is ejected: it fails requests")
+        }
+        (Subject::Down(name) | Subject::Suspect(name) | Subject::Ejected(name), true) => {
+            match sight.backend(name) {
+                None => format!("backend {name} is no longer part of the farm"),
+                Some(seen) => format!("backend {name} is {}", seen.state),
+            }
+        }
         (Subject::NoHealthy, false) => "no backend is healthy".to_owned(),
         (Subject::NoHealthy, true) => "a backend is healthy again".to_owned(),
         (Subject::Queue, false) => {

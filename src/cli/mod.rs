@@ -59,6 +59,9 @@ struct RunArgs {
     /// Configuration file
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Take the place of the gateway that serves from the same `state_dir`, without refusing anybody
+    #[arg(long)]
+    upgrade: bool,
     #[command(flatten)]
     flags: Flags,
 }
@@ -112,7 +115,12 @@ fn run(args: RunArgs) -> Exit {
     logging::start(loaded.config.log.format);
     logging::set_verbose(loaded.config.server.debug);
     let threads = loaded.config.server.threads;
-    let server = match Server::prepare(sources, loaded) {
+    let prepared = if args.upgrade {
+        Server::take_over(sources, loaded)
+    } else {
+        Server::prepare(sources, loaded)
+    };
+    let server = match prepared {
         Ok(server) => server,
         Err(error) => {
             eprintln!("{error:#}");

@@ -1,5 +1,6 @@
 //! ComfyUI's protocol, as far as the gateway must understand it.
 
+pub mod class;
 pub mod file_reply;
 pub mod history;
 pub mod lenient;

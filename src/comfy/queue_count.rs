@@ -186,6 +186,10 @@ impl QueueCount {
         if self.which == Which::Running {
             self.digest = FNV_BASIS;
         }
+        // Of a list that stands twice the last one counts.
+        if let Some(heads) = self.heads.as_mut().filter(|_| self.which != Which::Other) {
+            heads.restart(self.which == Which::Running);
+        }
         self.in_value(byte)
     }
 
@@ -202,11 +206,11 @@ impl QueueCount {
         }
         match byte {
             b'"' => {
-                self.item_begins();
+                self.item_opens()?;
                 self.in_string = true;
             }
             b'[' | b'{' => {
-                self.item_begins();
+                self.item_opens()?;
                 if self.open.len() == MAX_NESTING {
                     return Err(Malformed::Nesting);
                 }
@@ -253,6 +257,15 @@ impl QueueCount {
         if self.open.is_empty() {
             self.place = Place::AfterValue;
         }
+    }
+
+    /// A string, array or object begins, before which a comma must have ended another item.
+    fn item_opens(&mut self) -> Result<(), Malformed> {
+        if self.item_begun && self.open.len() == 1 {
+            return Err(Malformed::Shape);
+        }
+        self.item_begins();
+        Ok(())
     }
 
     fn item_begins(&mut self) {
@@ -339,6 +352,7 @@ mod tests {
             r#"{"queue_running": [,], "queue_pending": []}"#,
             r#"{"queue_running": [], "queue_pending": []} x"#,
             r#"{"queue_running" [], "queue_pending": []}"#,
+            r#"{"queue_running": [[1][2]], "queue_pending": []}"#,
         ] {
             assert_eq!(count(text), Err(Malformed::Shape), "{text}");
         }

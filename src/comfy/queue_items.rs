@@ -42,6 +42,11 @@ struct Head {
 }
 
 impl Heads {
+    /// A list begins, in place of another one of its name.
+    pub(super) fn restart(&mut self, running: bool) {
+        if running { self.running.clear() } else { self.pending.clear() }
+    }
+
     /// An item begins.
     pub(super) fn begin(&mut self) {
         self.element = 0;
@@ -134,6 +139,15 @@ mod tests {
         assert_eq!(read.running, [""; 0]);
         assert_eq!(read.pending, ["too", "yes"]);
         assert!(read.complete);
+    }
+
+    #[test]
+    fn a_list_that_stands_twice_counts_once() {
+        let read = items(
+            r#"{"queue_running": [[1, "a"]], "queue_pending": [[2, "b"]], "queue_running": [],
+                "queue_pending": [[3, "c"]]}"#,
+        );
+        assert_eq!((read.running, read.pending), (vec![], vec!["c".to_owned()]));
     }
 
     #[test]

@@ -33,9 +33,9 @@ pub fn unescaped(target: &str) -> Cow<'_, str> {
     plain
 }
 
-/// Whether this queues a prompt.
+/// Whether this queues a prompt, however its path is escaped.
 pub fn is_prompt_post(method: &Method, target: &str) -> bool {
-    *method == Method::POST && bare(target) == "/prompt"
+    *method == Method::POST && bare(&unescaped(target)) == "/prompt"
 }
 
 /// The value of a query parameter, undecoded.
@@ -50,11 +50,14 @@ mod tests {
 
     #[test]
     fn a_prompt_is_posted_with_or_without_api() {
-        for target in ["/prompt", "/api/prompt", "/prompt?x=1"] {
+        for target in ["/prompt", "/api/prompt", "/prompt?x=1", "/%70rompt", "/%61pi/promp%74?%3F"]
+        {
             assert!(is_prompt_post(&Method::POST, target), "{target}");
             assert!(!is_prompt_post(&Method::GET, target), "{target}");
         }
-        for target in ["/prompts", "/api", "/apiprompt", "/x/prompt", "/api/api/prompt"] {
+        for target in
+            ["/prompts", "/api", "/apiprompt", "/x/prompt", "/api/api/prompt", "/api%2Fprompt"]
+        {
             assert!(!is_prompt_post(&Method::POST, target), "{target}");
         }
     }

@@ -91,7 +91,13 @@ impl Asked {
                 file_reply::opened(file, stamp, headers, kind).await?
             }
         };
-        response.headers_mut().insert(header::CONTENT_DISPOSITION, disposition(&self.name));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_DISPOSITION, disposition(&self.name));
+        if kind == "image/svg+xml" {
+            // Opened by itself a drawing may run scripts: not as part of this site.
+            let apart = HeaderValue::from_static("sandbox");
+            headers.insert(header::CONTENT_SECURITY_POLICY, apart);
+        }
         Ok(response)
     }
 
@@ -226,6 +232,19 @@ mod tests {
         for escape in ["..", "/etc", "a/../../b"] {
             let query = format!("filename=a&subfolder={escape}");
             assert_eq!(asked(&query), Err(StatusCode::FORBIDDEN), "{escape}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_drawing_that_is_opened_by_itself_runs_nothing_here() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, policy) in [("a.SVG", Some("sandbox")), ("a.png", None)] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, "<svg/>").unwrap();
+            let asked = asked(&format!("filename={name}")).unwrap();
+            let shown = asked.show(&path, None, &HeaderMap::new()).await.unwrap();
+            let said = shown.headers().get(header::CONTENT_SECURITY_POLICY);
+            assert_eq!(said.map(|said| said.to_str().unwrap()), policy, "{name}");
         }
     }
 }

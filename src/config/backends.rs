@@ -115,6 +115,7 @@ fn backend(node: &Node<'_>, name: String, backups: bool) -> Option<Backend> {
         max_queue: node.get("max_queue").int(10, 1..=1_000_000),
         enabled: node.get("enabled").bool(true),
         backup: node.get("backup").bool(false) || backups,
+        max_connections: node.get("max_connections").int(4096, 1..=1_000_000),
         headers: headers(&node.get("headers")),
         labels: node.get("labels").map("give a map, such as {zone: eu}", |_, label| {
             label.text("use up to 256 characters", |text| (text.len() <= 256).then_some(text))

@@ -15,8 +15,9 @@ use super::checked::{
     Fairness, HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerUser, Pool,
     Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Webhook,
 };
-use super::not_yet::{NOT_YET, Then};
+use super::not_yet::NOT_YET;
 use super::raw::Node;
+use super::resilience::{outlier, timeouts};
 use super::secret::Secret;
 use super::tls::tls;
 
@@ -40,6 +41,8 @@ pub(super) fn config(root: &Node<'_>, backends: Vec<Backend>, file: Option<PathB
         session: session(&root.get("session")),
         health_check: health_check(&root.get("health_check")),
         failover: failover(&root.get("failover")),
+        outlier: outlier(&root.get("outlier")),
+        timeouts: timeouts(&root.get("timeouts")),
         queue: queue(&root.get("queue")),
         backends,
         backends_file: file,
@@ -363,19 +366,12 @@ fn overlap(a: IpAddr, b: IpAddr) -> bool {
     a == b || covers(a, b) || covers(b, a)
 }
 
-/// Refuses what is not built and cannot be done without; the rest is returned as warnings.
-pub(super) fn not_yet(root: &Node<'_>, config: &Config) -> Vec<String> {
-    let mut warnings = Vec::new();
+/// Refuses what is not built and cannot be done without.
+pub(super) fn not_yet(root: &Node<'_>, config: &Config) {
     for missing in NOT_YET.iter().filter(|missing| (missing.asked)(config)) {
-        match missing.then {
-            Then::Warn => warnings.push(format!("{}: has no effect yet", missing.key)),
-            Then::Refuse(cure) => {
-                let node = missing.key.split('.').fold(root.clone(), |node, key| node.get(key));
-                node.problem(cure.to_owned());
-            }
-        }
+        let node = missing.key.split('.').fold(root.clone(), |node, key| node.get(key));
+        node.problem(missing.cure.to_owned());
     }
-    warnings
 }
 
 /// Warns of what is allowed but hardly meant.

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use super::backend_tls::BackendTls;
 use super::endpoint::Endpoint;
+use super::resilience::{Outlier, Timeouts};
 use super::secret::Secret;
 
 /// A configuration that has passed every check.
@@ -27,6 +28,10 @@ pub struct Config {
     pub health_check: HealthCheck,
     /// Retries of requests on another backend.
     pub failover: Failover,
+    /// When backends that fail are taken out.
+    pub outlier: Outlier,
+    /// How long backends may take.
+    pub timeouts: Timeouts,
     /// The gateway's own queue (pool mode).
     pub queue: Queue,
     /// The backends of the file, of `backends_file` and of the environment, merged.
@@ -402,6 +407,8 @@ pub struct Backend {
     pub enabled: bool,
     /// Used only when no other backend is healthy.
     pub backup: bool,
+    /// Requests and WebSockets that it holds at once.
+    pub max_connections: u32,
     /// Headers sent with each request to it.
     pub headers: Vec<(String, Secret)>,
     /// Free labels, such as `zone`.

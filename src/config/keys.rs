@@ -26,6 +26,7 @@ const BACKEND: &[(&str, Shape)] = &[
     ("max_queue", Leaf),
     ("enabled", Leaf),
     ("backup", Leaf),
+    ("max_connections", Leaf),
     ("headers", Leaf),
     ("labels", Leaf),
     ("task_types", Leaf),
@@ -96,6 +97,18 @@ pub(super) const FILE: Shape = Map(&[
         ]),
     ),
     ("failover", Map(&[("enabled", Leaf), ("attempts", Leaf)])),
+    (
+        "outlier",
+        Map(&[
+            ("consecutive_gateway_failure", Leaf),
+            ("consecutive_5xx", Leaf),
+            ("interval", Leaf),
+            ("base_ejection_time", Leaf),
+            ("max_ejection_time", Leaf),
+            ("max_ejection_percent", Leaf),
+        ]),
+    ),
+    ("timeouts", Map(&[("connect", Leaf), ("read", Leaf), ("transfer", Leaf), ("write", Leaf)])),
     (
         "queue",
         Map(&[

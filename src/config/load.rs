@@ -170,8 +170,8 @@ fn load_tree(
     let from_backends_file = items(listed.as_ref()).len();
     require_backends(&root, &lists, &reading);
     let config = check::config(&root, backends(&lists), path);
-    let mut warnings = check::not_yet(&root, &config);
-    warnings.extend(check::warnings(&root, &config));
+    check::not_yet(&root, &config);
+    let warnings = check::warnings(&root, &config);
 
     let problems = reading.problems.into_inner();
     if problems.is_empty() {

@@ -34,6 +34,16 @@ pub fn differences_needing_restart(old: &Config, new: &Config) -> Vec<String> {
     if old.pool.isolation != new.pool.isolation {
         differences.push("pool.isolation: changed".to_owned());
     }
+    let bytes = |bytes: u64| format!("{bytes} bytes");
+    let (a, b) = (&old.pool, &new.pool);
+    for (key, old, new) in [
+        ("pool.keep_outputs", a.keep_outputs, b.keep_outputs),
+        ("pool.uploads_size", a.uploads_size, b.uploads_size),
+    ] {
+        if old != new {
+            differences.push(format!("{key}: {} → {}", bytes(old), bytes(new)));
+        }
+    }
     if old.mode != new.mode {
         differences.push("mode: changed".to_owned());
     }

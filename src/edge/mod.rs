@@ -50,6 +50,8 @@ use tls::Acceptor;
 const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 /// A response's bytes must be taken within this time, or the client is cut.
 const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
+/// A connection without a request yet is kept so long when the gateway stops.
+const NEWCOMER: Duration = Duration::from_millis(500);
 /// After a refusal the client may go on sending for so long before the connection is cut.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -126,14 +128,17 @@ impl FrontDoor {
         let tls = conn.is_tls();
         // A request of HTTP/2 is let in already, and answered whatever happens to its connection.
         let (_never, never) = watch::channel(false);
-        let mut stopping =
-            if conn.is_request() { never } else { self.gateway.stopping.subscribe() };
+        let stopping = if conn.is_request() { never } else { self.gateway.stopping.subscribe() };
         let mut stream: Stream = Box::new(conn);
         let mut settings: Option<HttpPersistentSettings> = None;
         let mut buffer = BytesMut::new();
+        // Whoever has just connected is about to ask, and could not know better.
+        let mut patience = NEWCOMER;
         loop {
-            let head = self.next_head(&mut stream, &mut buffer, &mut stopping).await;
+            let leaving = left(stopping.clone(), patience);
+            let head = self.next_head(&mut stream, &mut buffer, leaving).await;
             let Some(length) = head else { return };
+            patience = Duration::ZERO;
             let admission = admit(&self.gateway, &buffer[..length], peer, tls);
             match admission {
                 Admission::Proxy { envelope, head, body } => {
@@ -189,13 +194,13 @@ impl FrontDoor {
         &self,
         stream: &mut Stream,
         buffer: &mut BytesMut,
-        stopping: &mut ShutdownWatch,
+        leaving: impl Future<Output = ()>,
     ) -> Option<usize> {
         let limits = self.gateway.config.load().limits.clone();
         let head = tokio::select! {
             biased;
             head = read_head(stream, buffer, &limits, limits.keepalive_timeout) => head,
-            _ = stopping.wait_for(|stopping| *stopping) => return None,
+            () = leaving => return None,
         };
         match head {
             Ok(length) => Some(length),
@@ -223,6 +228,12 @@ impl FrontDoor {
 fn hsts(config: &Config) -> Option<HeaderValue> {
     let seconds = config.server.tls.as_ref()?.hsts.as_secs();
     (seconds > 0).then(|| HeaderValue::try_from(format!("max-age={seconds}")).ok())?
+}
+
+/// When a connection that waits for a request is to end.
+async fn left(mut stopping: ShutdownWatch, patience: Duration) {
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+    tokio::time::sleep(patience).await;
 }
 
 /// Has the kernel find out when a peer is gone without a word, as a closed laptop is: nothing else

@@ -49,9 +49,9 @@ pub(super) async fn serve(
         has_origin: handshake.headers.iter().any(|(name, _)| name == "origin"),
     };
     // At once: who comes back to the next process gets what it missed.
-    let mut stopping = gateway.stopping.subscribe();
+    let leaving = gateway.leaving();
     let stop = async move {
-        let _ = stopping.wait_for(|stopping| *stopping).await;
+        leaving.await;
         StopReason::GatewayShutdown
     };
     Box::pin(serve_client(stream, pool.hub(), client, stop)).await;

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::conn::Conn;
 use super::head::{Head, MAX_HEADERS};
-use super::{FrontDoor, Open, method_of, send_and_linger};
+use super::{FrontDoor, NEWCOMER, Open, left, method_of, send_and_linger};
 use crate::rejection::{Kind, Rejection};
 
 impl FrontDoor {
@@ -43,8 +43,8 @@ impl FrontDoor {
             let _open = open;
             let mut stream: Stream = Box::new(Conn::plain(tcp, peer));
             let mut buffer = BytesMut::new();
-            let mut stopping = door.gateway.stopping.subscribe();
-            let head = door.next_head(&mut stream, &mut buffer, &mut stopping).await;
+            let leaving = left(door.gateway.stopping.subscribe(), NEWCOMER);
+            let head = door.next_head(&mut stream, &mut buffer, leaving).await;
             let Some(length) = head else { return };
             let config = door.gateway.config.load_full();
             let mut table = [httparse::EMPTY_HEADER; MAX_HEADERS];

@@ -20,11 +20,14 @@ use crate::access::{self, Record};
 use crate::affinity::SocketGuard;
 use crate::backend::{Backend, BackendId, Standing};
 use crate::clock::Moment;
+use crate::comfy::class::Class;
 use crate::comfy::routes::{bare, query_value};
 use crate::config::Affinity;
+use crate::connections::Connection;
 use crate::gateway::Gateway;
 use crate::logging::{TARGET, is_verbose};
-use crate::rejection::{Kind, Rejection};
+use crate::outlier::Evidence;
+use crate::rejection::{Kind, Rejection, full};
 use crate::relay::handshake::{
     HEAD_LIMIT, ResponseHead, check_accept, read_response_head, write_response_head,
     write_upgrade_request,
@@ -46,6 +49,8 @@ struct Opened {
     stream: Box<dyn Io>,
     head: ResponseHead,
     behind: BytesMut,
+    /// Counts it among those that the backend holds.
+    connection: Connection,
 }
 
 /// Serves a WebSocket client to its end.
@@ -85,6 +90,7 @@ async fn open(
     let _request = gateway.budget.request();
     let failover = gateway.config.load().failover.clone();
     let max_attempts = if failover.enabled { failover.attempts } else { 1 };
+    let class = Class::of(&http::Method::GET, &handshake.target);
     let mut tried: Vec<BackendId> = Vec::new();
     let mut retry = None;
     loop {
@@ -97,11 +103,22 @@ async fn open(
                 handshake.target, backend.spec.endpoint.url(), envelope.address
             );
         }
-        let (failure, sent, why) = match try_open(&backend, envelope, handshake).await {
-            Ok((stream, head, behind)) => return Ok(Opened { backend, stream, head, behind }),
+        let most = backend.spec.max_connections;
+        let connection = backend.live.connections.take(most).ok_or_else(full)?;
+        let limit = gateway.config.load().timeouts.connect;
+        let (failure, sent, why) = match try_open(&backend, limit, envelope, handshake).await {
+            Ok((stream, head, behind)) => {
+                if let Some(seen) = Evidence::of_status(class, head.status) {
+                    gateway.warden.saw(&backend, seen);
+                }
+                return Ok(Opened { backend, stream, head, behind, connection });
+            }
             Err(failed) => failed,
         };
         gateway.suspects(&backend, &why);
+        if let Some(seen) = Evidence::of_failure(class, failure, true) {
+            gateway.warden.saw(&backend, seen);
+        }
         tried.push(backend.id);
         let verdict = may_retry(&RetryCase {
             method: &http::Method::GET,
@@ -135,11 +152,12 @@ type Shaken = (Box<dyn Io>, ResponseHead, BytesMut);
 
 async fn try_open(
     backend: &Backend,
+    limit: Duration,
     envelope: &Envelope,
     handshake: &Handshake,
 ) -> Result<Shaken, (Failure, bool, String)> {
     let connect_failed = |error: io::Error| (Failure::Connect, false, error.to_string());
-    let mut stream = connect(backend).await.map_err(connect_failed)?;
+    let mut stream = connect(backend, limit).await.map_err(connect_failed)?;
     let lost = |why: String| (Failure::Reset, true, why);
     let request = request_head(backend, envelope, handshake).map_err(|e| lost(e.to_string()))?;
     let exchange = async {
@@ -155,10 +173,10 @@ async fn try_open(
     }
 }
 
-async fn connect(backend: &Backend) -> io::Result<Box<dyn Io>> {
+async fn connect(backend: &Backend, limit: Duration) -> io::Result<Box<dyn Io>> {
     let address = backend.live.address.load().as_deref().copied();
     let address = address.ok_or_else(|| io::Error::other("its name does not resolve"))?;
-    match upstream::socket::connect(backend, address).await? {
+    match upstream::socket::connect(backend, address, limit).await? {
         MaybeTlsStream::Plain(tcp) => {
             keep_alive(&tcp);
             Ok(Box::new(tcp))
@@ -204,7 +222,7 @@ async fn answer_and_relay(
     handshake: &Handshake,
     opened: Opened,
 ) {
-    let Opened { backend, stream: upstream, head, behind } = opened;
+    let Opened { backend, stream: upstream, head, behind, connection: _connection } = opened;
     if head.status == 101 && !(head.is_websocket() && check_accept(&handshake.key, &head.headers)) {
         let refused = Rejection::new(
             Kind::UpstreamFailed,

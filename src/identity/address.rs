@@ -23,6 +23,9 @@ pub const MAX_HOPS: usize = 64;
 /// Bytes of one entry at most; the longest address with zone, brackets and port is shorter.
 const MAX_ENTRY: usize = 80;
 
+/// A hop of which nothing is known, as RFC 7239 calls it.
+const UNKNOWN: &str = "unknown";
+
 const FOR: &str = "x-forwarded-for";
 const PROTO: &str = "x-forwarded-proto";
 const HOST: &str = "x-forwarded-host";
@@ -134,14 +137,14 @@ fn is_port_or_nothing(text: &str) -> bool {
 }
 
 /// The right-most hops as they came, then the peer. Entries that are no addresses are kept, for
-/// they say that somebody was there; anything but printable ASCII is left out.
+/// they say that somebody was there: left out, a backend that looks for the client would go on to
+/// what stands behind them. What is not printable ASCII stays as [`UNKNOWN`].
 fn chain(headers: &HeaderMap, peer: IpAddr) -> String {
-    let text = |entry| std::str::from_utf8(entry).ok();
     let printable = |entry: &&str| {
         entry.len() <= MAX_ENTRY && entry.bytes().all(|byte| byte.is_ascii_graphic())
     };
-    let hops = entries_from_right(headers).take(MAX_HOPS - 1).filter_map(text).filter(printable);
-    let mut hops: Vec<&str> = hops.collect();
+    let text = |entry| std::str::from_utf8(entry).ok().filter(printable).unwrap_or(UNKNOWN);
+    let mut hops: Vec<&str> = entries_from_right(headers).take(MAX_HOPS - 1).map(text).collect();
     hops.reverse();
     let peer = peer.to_canonical().to_string();
     hops.push(&peer);
@@ -234,13 +237,16 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_not_text_end_the_scan() {
+    fn bytes_that_are_not_text_end_the_scan_here_and_at_the_backend() {
         let mut headers = HeaderMap::new();
         headers.append(FOR, HeaderValue::from_bytes(b"9.9.9.9, \xff\xfe, 10.0.0.3").unwrap());
         let proxies = trusted("10.0.0.0/8");
         let peer = "10.0.0.1".parse().unwrap();
         assert_eq!(proxies.client(peer, &headers).to_string(), "10.0.0.3");
-        assert_eq!(proxies.forwarded(peer, &headers, false).chain, "9.9.9.9, 10.0.0.3, 10.0.0.1");
+        assert_eq!(
+            proxies.forwarded(peer, &headers, false).chain,
+            "9.9.9.9, unknown, 10.0.0.3, 10.0.0.1"
+        );
     }
 
     fn entry() -> impl Strategy<Value = String> {

@@ -5,6 +5,8 @@
 //! | `requests_total{backend,method,code}` | counter | what the data port answered |
 //! | `request_duration_seconds{backend}` | histogram | from a request's head to the answer's end |
 //! | `backend_up`, `backend_state{state}`, `backend_queue{kind}` `{backend}` | gauge | each backend now |
+//! | `backend_connections{backend}` | gauge | requests and sockets that it holds |
+//! | `backend_ejections_total{backend}` | counter | see [`outlier`](crate::outlier) |
 //! | `backend_sessions`, `backend_success_ratio`, `queue_age_seconds`, `websockets` `{backend}` | gauge | the same |
 //! | `sessions`, `tasks_queued`, `config_last_reload_success` | gauge | the gateway now |
 //! | `tasks_total{state}`, `failovers_total`, `retries_total` | counter | since the start |

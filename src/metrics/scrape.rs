@@ -63,6 +63,13 @@ fn standing(page: &mut Page, gateway: &Gateway, backends: &[Arc<Backend>]) {
         })
     });
     page.gauges("backend_state", "1 for the state that a backend is in, 0 for the others.", states);
+    let ejections = backends.iter().map(|backend| (of(backend), backend.live.outlier.ejections()));
+    let help = "Times that a backend was ejected for failing requests.";
+    page.counters("backend_ejections_total", help, ejections);
+    let held =
+        backends.iter().map(|backend| (of(backend), f64::from(backend.live.connections.count())));
+    let help = "Requests and WebSockets that a backend holds.";
+    page.gauges("backend_connections", help, held);
     let ratio = backends.iter().map(|backend| {
         let live = &backend.live;
         let (calls, failures) = (live.calls.load(Relaxed), live.failures.load(Relaxed));

@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::warn;
 
-use super::core::{Action, Input, Kept, Outcome, Phase, Refusal};
+use super::core::{Action, Input, Kept, Marks, Outcome, Phase, Refusal};
 use super::frame::Delivery;
 use super::hook::Patient;
 use super::job::{Job, JobId};
@@ -35,6 +35,7 @@ impl Pool {
         let mut actions = Vec::new();
         let (open, of) = {
             let mut core = self.core.lock();
+            let Some(input) = self.keep_for_later(input) else { return };
             core.handle(input, Moment::now(), &mut actions);
             let of: BTreeSet<ClientKey> = actions.iter().filter_map(changes_status).collect();
             for action in actions {
@@ -69,7 +70,10 @@ impl Pool {
                 }
             };
             tokio::select! {
-                () = due => self.tell(Input::Tick),
+                () = due => {
+                    self.until_here().await;
+                    self.tell(Input::Tick);
+                }
                 () = self.alarm.notified() => {}
             }
         }
@@ -87,9 +91,14 @@ impl Pool {
             Action::Interrupt { job, backend } => {
                 self.spawn(move |pool| pool.interrupt(job, backend));
             }
-            Action::Accept { job, reply } => self.accept(&job, reply),
+            Action::Accept { job, backend, reply } => self.accept(&job, backend, reply),
             Action::Refuse { job, refusal } => self.refuse(&job, refusal),
-            Action::Moved { job, phase, attempt } => self.moved(&job, phase, attempt),
+            Action::Moved { job, phase, attempt, marks } => {
+                self.moved(&job, phase, attempt, marks);
+            }
+            Action::Marked { job, phase, attempt, marks } => {
+                self.keep_move(&job, phase, attempt, marks);
+            }
             Action::Ended { job, outcome, backend, attempts, run_seconds } => {
                 self.ended(&job, outcome, backend, attempts, run_seconds);
             }
@@ -130,7 +139,7 @@ impl Pool {
     }
 
     /// Keeps an accepted job, then answers its client.
-    fn accept(self: &Arc<Self>, job: &Arc<Job>, reply: bytes::Bytes) {
+    fn accept(self: &Arc<Self>, job: &Arc<Job>, backend: BackendId, reply: bytes::Bytes) {
         self.enter(job);
         let kept = self.journal.write(Change::Accepted(Accepted {
             job: Arc::clone(job),
@@ -141,9 +150,10 @@ impl Pool {
         let (pool, job, id) = (Arc::clone(self), Arc::clone(job), job.id);
         tokio::spawn(async move {
             let answer = match kept.await {
-                Ok(()) => {
-                    Answer::Accepted(submission::reply(&reply, &job.prompt_id, Number::of(&job)))
-                }
+                Ok(()) => Answer::Accepted {
+                    reply: submission::reply(&reply, &job.prompt_id, Number::of(&job)),
+                    by: pool.named_in_replies(backend),
+                },
                 Err(error) => {
                     warn!(target: TARGET, "a prompt was refused because it could not be kept: {error}");
                     pool.tell(Input::Cancel(id));
@@ -158,8 +168,9 @@ impl Pool {
         self.forget(job);
         self.retell.lock().forget(job.id);
         let answer = match refusal {
-            Refusal::Server { status, content_type, body } => {
-                Answer::Server { status, content_type, body }
+            Refusal::Server { backend, status, content_type, body } => {
+                let by = self.named_in_replies(backend);
+                Answer::Server { by, status, content_type, body }
             }
             Refusal::Full => Answer::Refused(
                 Rejection::new(Kind::QueueFull, "as many prompts wait as may")
@@ -187,7 +198,7 @@ impl Pool {
         }
     }
 
-    fn moved(&self, job: &Arc<Job>, phase: Phase, attempts: u32) {
+    fn moved(&self, job: &Arc<Job>, phase: Phase, attempts: u32, marks: Marks) {
         let (backend, running) = match phase {
             Phase::Waiting => (None, false),
             Phase::Sent(backend) | Phase::Doubtful(backend) => (Some(backend), false),
@@ -208,10 +219,18 @@ impl Pool {
             self.hub.withdrawn(&job.owner, job.id);
         }
         self.tasks.placed(&job.prompt_id, &placed);
-        let remote_id = backend.and_then(|backend| self.posted.id_at(backend, job.id));
-        let remote_id = remote_id.filter(|id| *id != job.prompt_id);
-        drop(self.journal.write(Change::Moved(Moved { id: job.id, phase, attempts, remote_id })));
+        self.keep_move(job, phase, attempts, marks);
         self.line_moved.notify_one();
+    }
+
+    fn keep_move(&self, job: &Job, phase: Phase, attempts: u32, marks: Marks) {
+        let remote_id = phase.backend().and_then(|backend| self.posted.id_at(backend, job.id));
+        let remote_id = remote_id.filter(|id| *id != job.prompt_id);
+        let moved = Moved { id: job.id, phase, attempts, marks, remote_id };
+        let kept = self.journal.write(Change::Moved(moved));
+        if job.once && matches!(phase, Phase::Sent(_)) {
+            self.written.lock().insert(job.id, kept);
+        }
     }
 
     fn ended(
@@ -286,6 +305,7 @@ impl Pool {
     /// Forgets what was kept for a job while it was open.
     fn forget(&self, job: &Job) {
         self.posted.forget(job.id);
+        self.written.lock().remove(&job.id);
         self.forecasts.lock().forget(job.id);
         self.ends.lock().remove(&job.id);
         self.pins.lock().remove(&job.id);
@@ -325,6 +345,11 @@ impl Pool {
     pub(super) fn name_of(&self, backend: BackendId) -> Arc<str> {
         let view = self.fleet.view();
         view.get(backend).map_or_else(|| "".into(), |backend| backend.name().into())
+    }
+
+    /// The name of the backend that an answer came from, where clients may see it.
+    pub(super) fn named_in_replies(&self, backend: BackendId) -> Option<Arc<str>> {
+        self.config.load().server.backend_header.then(|| self.name_of(backend))
     }
 
     /// Seconds after which the line will be shorter, for `Retry-After`.

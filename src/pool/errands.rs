@@ -1,5 +1,6 @@
 //! The errands of the core: each talks to one backend and brings back one input.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use tokio::time::timeout;
 use super::core::{Attempt, Input, Known, Post, TakenBack, Verdict};
 use super::dispatch::summary_of;
 use super::events::Flavour;
+use super::files::place::Place;
 use super::files::{Own, prefix};
 use super::frame::{Delivery, Meaning};
 use super::job::{Job, JobId};
@@ -29,6 +31,13 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 impl Pool {
     /// Posts a prompt under the sid that suits its owner.
     pub(super) async fn post(self: Arc<Self>, post: Post) {
+        let written = self.written.lock().remove(&post.job.id);
+        if let Some(written) = written
+            && written.await.is_err()
+        {
+            let (job, attempt, verdict) = (post.job.id, post.attempt, Verdict::NotSent);
+            return self.tell(Input::Verdict { job, attempt, verdict });
+        }
         let verdict = match self.backend(post.backend) {
             Some(backend) => match self.post_to(&backend, &post).await {
                 // Perhaps for want of a file that was there once.
@@ -108,7 +117,10 @@ impl Pool {
                     self.hear_out(backend, job.id).await;
                 }
                 if let Some(entry) = entry {
-                    self.adopt(&at, &job, &entry);
+                    let made = self.adopt(&at, &job, &entry);
+                    if let Some(copies) = &self.copies {
+                        copies.take(&at, made).await;
+                    }
                 }
                 if let (Known::Running, Some(posted)) = (&known, self.posted.find(backend, &id)) {
                     self.ear.resume(&self, backend, posted.flavour, &id);
@@ -168,8 +180,8 @@ impl Pool {
         if self.hub.flags_of(&job.owner) { Flavour::Flags } else { Flavour::Plain }
     }
 
-    /// Keeps a history entry as the job's owner is to get it.
-    fn adopt(&self, backend: &Backend, job: &Job, entry: &[u8]) {
+    /// Keeps a history entry as the job's owner is to get it, and returns which files it made there.
+    fn adopt(&self, backend: &Backend, job: &Job, entry: &[u8]) -> BTreeSet<Place> {
         let reply = self.core.lock().get(job.id).map(|view| view.reply).unwrap_or_default();
         let adoption = Adoption {
             job,
@@ -179,11 +191,13 @@ impl Pool {
             rewritten: self.rewritten.lock().contains(&job.id),
             mark: &|value| prefix::mark(value, backend.name()),
         };
-        let Some(entry) = submission::adopt(entry, &adoption) else { return };
+        let Some(entry) = submission::adopt(entry, &adoption) else { return BTreeSet::new() };
         // Read here, not where the job ends: that must be quick, and entries may be long.
-        self.made.took(job.owner.key, &entry);
+        let made = self.made.took(job.owner.key, &entry);
         let summary = summary_of(job, &entry);
         self.entries.lock().insert(job.id, Fetched { entry, summary });
+        let here = |(name, place): (Box<str>, Place)| (*name == *backend.name()).then_some(place);
+        made.into_iter().filter_map(here).collect()
     }
 
     fn backend(&self, id: BackendId) -> Option<Arc<Backend>> {

@@ -11,8 +11,9 @@ use std::time::Duration;
 use tokio::time::{interval, sleep};
 
 use super::Pool;
-use super::core::Input;
+use super::core::{ARRIVED, Input};
 use super::errands::TIMEOUT;
+use super::job::JobId;
 use super::links;
 use crate::backend::{Backend, BackendId};
 use crate::clock::Moment;
@@ -72,10 +73,32 @@ impl Pool {
         loop {
             every.tick().await;
             for backend in &self.fleet.view().backends {
-                if backend.live.standing().keeps_old() {
+                if backend.live.standing().may_be_asked() {
                     self.look_at(backend.id);
                 }
             }
+        }
+    }
+
+    /// The job of ours that a backend means by an id. An earlier process may have posted it there
+    /// and died before it could write that down.
+    fn ours_at(&self, backend: BackendId, id: &str) -> Option<JobId> {
+        if let Some(posted) = self.posted.find(backend, id) {
+            return Some(posted.job.id);
+        }
+        let core = self.core.lock();
+        let job = core.get(core.find(id)?)?.job;
+        drop(core);
+        self.remember(backend, Arc::clone(&job.prompt_id), &job);
+        Some(job.id)
+    }
+
+    /// After a restart nothing leaves the line before every queue was read, late enough to show
+    /// what an earlier process sent.
+    pub(super) async fn look_after_restart(self: Arc<Self>) {
+        sleep(ARRIVED).await;
+        for backend in &self.fleet.view().backends {
+            self.look_at(backend.id);
         }
     }
 
@@ -86,8 +109,7 @@ impl Pool {
             return false;
         }
         let ours = |ids: &[String]| {
-            let found = ids.iter().filter_map(|id| self.posted.find(backend.id, id));
-            found.map(|posted| posted.job.id).collect::<Vec<_>>()
+            ids.iter().filter_map(|id| self.ours_at(backend.id, id)).collect::<Vec<_>>()
         };
         let (running, pending) = (ours(&items.running), ours(&items.pending));
         let all = items.running.len() + items.pending.len();

@@ -29,14 +29,20 @@ struct Inner {
 }
 
 impl Made {
-    /// Takes what a history entry, its files marked with their backend, says was made.
-    pub(super) fn took(&self, caller: ClientKey, entry: &[u8]) {
-        let Ok(entry) = crate::comfy::lenient::from_slice::<Value>(entry) else { return };
+    /// Takes what a history entry, its files marked with their backend, says was made, and returns
+    /// it with the backends' names.
+    pub(super) fn took(&self, caller: ClientKey, entry: &[u8]) -> Vec<(Box<str>, Place)> {
         let mut files = Vec::new();
-        collect(&entry["outputs"], &mut files);
-        if files.is_empty() {
-            return;
+        if let Ok(entry) = crate::comfy::lenient::from_slice::<Value>(entry) {
+            collect(&entry["outputs"], &mut files);
         }
+        if !files.is_empty() {
+            self.note(caller, &files);
+        }
+        files
+    }
+
+    fn note(&self, caller: ClientKey, files: &[(Box<str>, Place)]) {
         let mut inner = self.0.lock();
         if !inner.callers.contains_key(&caller) {
             inner.order.push_back(caller);
@@ -47,7 +53,7 @@ impl Made {
             }
         }
         let made = inner.callers.entry(caller).or_default();
-        made.extend(files);
+        made.extend(files.iter().cloned());
         let surplus = made.len().saturating_sub(PER_CALLER);
         made.drain(..surplus);
     }

@@ -46,6 +46,7 @@ pub mod merged;
 mod needs;
 mod own;
 mod posted;
+mod release;
 pub mod retell;
 pub mod route;
 mod start;
@@ -63,7 +64,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 pub use companions::Present;
 pub use start::{Opened, open};
@@ -82,11 +83,16 @@ pub struct Pool {
     config: Arc<ArcSwap<Config>>,
     tasks: Arc<Tasks>,
     core: Mutex<core::Core>,
+    /// What the core would hear, while a successor may have its jobs.
+    frozen: Mutex<Option<Vec<core::Input>>>,
+    tenure: watch::Sender<release::Tenure>,
     /// The clients that wait for a verdict.
     verdicts: Mutex<HashMap<JobId, oneshot::Sender<own::prompt::Answer>>>,
     flights: own::prompt::InFlight,
     per_user: own::limits::PerUser,
     posted: posted::AllPosted,
+    /// Jobs that must not run twice are posted when these say that it is written where.
+    written: Mutex<HashMap<JobId, journal::Ticket>>,
     /// What was fetched of jobs that are about to end.
     entries: Mutex<HashMap<JobId, Fetched>>,
     /// By which open jobs are known again when they are posted twice.
@@ -121,6 +127,8 @@ pub struct Pool {
     /// What clients that announce their features are answered with.
     features: Arc<Mutex<serde_json::Value>>,
     files: Arc<files::Files>,
+    /// Copies of what jobs made, if they are kept.
+    copies: Option<Arc<files::copies::Copies>>,
     merged: Arc<merged::Merged>,
     fetcher: Arc<merged::fetch::Fetcher>,
     routers: OnceLock<Routers>,

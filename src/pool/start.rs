@@ -8,13 +8,14 @@ use anyhow::{Context, Result};
 use log::{info, warn};
 use parking_lot::Mutex;
 use serde_json::json;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
 use super::ask::Ask;
 use super::clients::Hub;
 use super::core::{Core, Input, Options, Outcome};
 use super::errands::VERDICT_TIMEOUT;
+use super::files::copies::{self, Copies};
 use super::files::uploads::Uploads;
 use super::files::{Files, Remote};
 use super::hearing::Ear;
@@ -52,6 +53,7 @@ pub struct Opened {
     journal: Journal,
     restored: Restored,
     uploads: Arc<Uploads>,
+    outputs: Option<Arc<Uploads>>,
     userdata: Arc<UserData>,
     sids: Sids,
     fleet: Arc<Fleet>,
@@ -65,9 +67,12 @@ pub fn open(config: &Config, state: Option<&State>, fleet: &Arc<Fleet>) -> Resul
     let (journal, restored) = Journal::open(directory, bounds(config), Arc::new(name_of))?;
     let uploads = Uploads::open(&directory.join("uploads"), config.pool.uploads_size)
         .with_context(|| format!("{}", directory.join("uploads").display()))?;
+    let outputs = copies::open(&directory.join("outputs"), config.pool.keep_outputs)
+        .with_context(|| format!("{}", directory.join("outputs").display()))?;
     let userdata = UserData::open(directory, config.limits.body_size)
         .with_context(|| format!("{}", directory.join("users").display()))?;
-    Ok(Opened { journal, restored, uploads, userdata, sids: sids(state), fleet: Arc::clone(fleet) })
+    let (sids, fleet) = (sids(state), Arc::clone(fleet));
+    Ok(Opened { journal, restored, uploads, outputs, userdata, sids, fleet })
 }
 
 fn bounds(config: &Config) -> Bounds {
@@ -130,8 +135,10 @@ impl Opened {
         remote.set_headers(&now.health_check.headers);
         let members = Arc::clone(&fleet);
         let members = move || super::merged::fetch::reachable(&members.view());
+        let kept = now.pool.keep_outputs;
+        let copies = self.outputs.map(|store| Copies::new(store, kept, Arc::clone(&remote)));
         let files = Files::new(self.uploads, remote, Arc::new(members));
-        let ask = Ask::new()?;
+        let ask = Ask::new()?.told_to(Arc::clone(&gateway.warden));
         let features = Arc::new(Mutex::new(json!({"supports_preview_metadata": true})));
         let told = Arc::clone(&features);
         let features_told = move || told.lock().clone();
@@ -149,10 +156,13 @@ impl Opened {
             };
             Pool {
                 core: Mutex::new(Core::new(options(&now))),
+                frozen: Mutex::default(),
+                tenure: watch::Sender::new(super::release::Tenure::Here),
                 verdicts: Mutex::default(),
                 flights: own::prompt::InFlight::default(),
                 per_user: own::limits::PerUser::default(),
                 posted: super::posted::AllPosted::default(),
+                written: Mutex::default(),
                 entries: Mutex::default(),
                 fingerprints: Mutex::default(),
                 needs: super::needs::Shared::default(),
@@ -176,6 +186,7 @@ impl Opened {
                 features,
                 routers: OnceLock::new(),
                 files,
+                copies,
                 merged,
                 fetcher: Arc::clone(&fetcher),
                 counter: Counter::starting_at(i64::try_from(restored.counter).unwrap_or_default()),
@@ -217,6 +228,7 @@ impl Pool {
         for open in &restored.open {
             let one = open.kept(|name| self.fleet.id_of(name));
             self.enter(&one.job);
+            self.tasks.set_created(THE_LINE, &one.job.prompt_id, one.job.created_ms);
             self.retell.lock().open(one.job.id);
             self.hub.expect(&one.job.owner);
             self.held.fetch_add(one.job.body.len() as u64, Relaxed);
@@ -231,6 +243,7 @@ impl Pool {
         }
         if !kept.is_empty() {
             info!(target: TARGET, "{} jobs of an earlier run go on", kept.len());
+            tokio::spawn(Arc::clone(self).look_after_restart());
         }
         self.restore(kept);
     }

@@ -17,8 +17,9 @@ use http::{HeaderMap, Method, Uri};
 
 use super::Pool;
 use super::core::Phase;
+use super::files::copies::Copies;
 use super::files::place::Folder;
-use super::files::prefix;
+use super::files::{self, prefix};
 use super::route::Route;
 use crate::backend::{Backend, BackendId};
 use crate::comfy::routes::{bare, query_value, unescaped};
@@ -60,6 +61,11 @@ impl Pool {
             },
             Route::View | Route::Server => {
                 if let Some((name, asked)) = prefix::in_query(target) {
+                    if route == Route::View
+                        && let Some(copy) = self.copy_of(&name, &asked).await
+                    {
+                        return copy;
+                    }
                     return self.to_named(&name, Some(asked));
                 }
                 if route == Route::View {
@@ -73,7 +79,9 @@ impl Pool {
     fn to_named(&self, name: &str, asked: Option<String>) -> Way {
         let view = self.fleet.view();
         match view.named(name) {
-            Some(backend) if backend.live.keeps_old() => Way::To(Arc::clone(backend), asked),
+            Some(backend) if backend.live.standing().may_be_asked() => {
+                Way::To(Arc::clone(backend), asked)
+            }
             Some(_) => Way::Refuse(
                 Rejection::new(
                     Kind::UpstreamFailed,
@@ -95,8 +103,31 @@ impl Pool {
         let view = self.fleet.view();
         match holder.and_then(|id| view.get(id)) {
             Some(backend) => Way::To(Arc::clone(backend), None),
-            None => Way::Refuse(not_here()),
+            None => self.own_copy(uri, envelope.key).unwrap_or_else(|| Way::Refuse(not_here())),
         }
+    }
+
+    /// The copy of a file that its backend has no more, or does not give.
+    async fn copy_of(&self, name: &str, asked: &str) -> Option<Way> {
+        let copies = self.copies.as_ref()?;
+        let file = copies.file(name, asked)?;
+        let view = self.fleet.view();
+        let backend = view.named(name).filter(|backend| backend.live.keeps_old());
+        if let Some(backend) = backend
+            && copies.is_at(backend, &file).await
+        {
+            return None;
+        }
+        Some(Way::Here(shown_copy(copies, name, asked.parse().ok()?)))
+    }
+
+    /// The copy of what the caller's own jobs made, asked for without its prefix.
+    fn own_copy(&self, uri: Uri, caller: ClientKey) -> Option<Way> {
+        let copies = self.copies.as_ref()?;
+        let place = files::asked_place(&uri)?;
+        let makers = self.made.by(caller, &place);
+        let name = makers.iter().find(|name| copies.has(name, &place))?;
+        Some(Way::Here(shown_copy(copies, name, uri)))
     }
 
     /// Lists what a caller's own jobs made.
@@ -119,7 +150,7 @@ impl Pool {
         }
         let running = self.only_running(envelope);
         let view = self.fleet.view();
-        match running.and_then(|id| view.get(id)).filter(|backend| backend.live.keeps_old()) {
+        match running.and_then(|id| view.get(id)).filter(|b| b.live.standing().may_be_asked()) {
             Some(backend) => Way::To(Arc::clone(backend), None),
             None => Way::Home,
         }
@@ -145,6 +176,15 @@ impl Pool {
         let first = running.next()?;
         running.next().is_none().then_some(first)
     }
+}
+
+/// Shows a copy; `uri` asks for it without the prefix.
+fn shown_copy(copies: &Arc<Copies>, name: &str, uri: Uri) -> axum::Router {
+    let (copies, name) = (Arc::clone(copies), name.to_owned());
+    axum::Router::new().fallback(async move |headers: HeaderMap| {
+        let shown = copies.view(&name, &uri, &headers).await;
+        shown.unwrap_or_else(|| not_here().into_response())
+    })
 }
 
 /// The folder that a request wants listed, if it is one that jobs write to.

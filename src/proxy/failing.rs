@@ -5,6 +5,7 @@ use pingora_proxy::Session;
 
 use super::Proxy;
 use super::journey::{Journey, NextTry};
+use crate::outlier::Evidence;
 use crate::rejection::{Kind, Rejection};
 use crate::retry::{Failure, RetryCase, Verdict, may_retry};
 
@@ -24,7 +25,7 @@ impl Proxy {
     #[expect(clippy::unnecessary_box_returns, reason = "as Pingora's errors come")]
     pub(super) fn failed(
         &self,
-        session: &Session,
+        session: &mut Session,
         journey: &mut Journey,
         mut error: Box<Error>,
         failure: Failure,
@@ -35,6 +36,7 @@ impl Proxy {
         if journey.refused.is_some() {
             return error;
         }
+        let asked = session.is_body_done();
         let backend = &destination.backend;
         let failover = &self.gateway.config.load().failover;
         let bytes_sent = sent != Sent::Nothing;
@@ -59,6 +61,8 @@ impl Proxy {
             self.gateway.suspects(backend, &error.etype().as_str().to_lowercase());
             if destination.service_path.is_some() {
                 self.gateway.registry.failed(backend.id, failure);
+            } else if let Some(seen) = Evidence::of_failure(journey.class, failure, asked) {
+                self.gateway.warden.saw(backend, seen);
             }
             journey.tried.push(backend.id);
             journey.asked_again = false;

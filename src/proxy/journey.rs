@@ -5,6 +5,8 @@ use std::time::Instant;
 use pingora_core::{Error, ErrorSource, ErrorType};
 
 use crate::backend::BackendId;
+use crate::comfy::class::Class;
+use crate::connections::Connection;
 use crate::edge::envelope::Envelope;
 use crate::gateway::Destination;
 use crate::rejection::Rejection;
@@ -17,6 +19,10 @@ pub struct Journey {
     pub(super) envelope: Option<Box<Envelope>>,
     pub(super) destination: Option<Destination>,
     pub(super) tried: Vec<BackendId>,
+    /// What kind of request it is.
+    pub(super) class: Class,
+    /// Counts it among those that its backend holds.
+    pub(super) connection: Option<Connection>,
     /// Only this backend can answer it.
     pub(super) is_bound: bool,
     pub(super) refused: Option<Rejection>,

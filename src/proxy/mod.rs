@@ -20,15 +20,17 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::access::{self, Record};
+use crate::comfy::class::Class;
 use crate::edge::admit::body_too_large;
 use crate::edge::envelope::{DROPPED, Envelope};
 use crate::gateway::{Destination, Gateway};
 use crate::identity::tab::prefix_location;
 use crate::logging::{TARGET, is_verbose};
+use crate::outlier::Evidence;
 use crate::pool::route::Route;
 use crate::pool::visit::Visit;
 use crate::pool::way::Way;
-use crate::rejection::{Kind, Rejection};
+use crate::rejection::{Kind, Rejection, full};
 use crate::retry::Failure;
 use crate::tasks::intake::Intake;
 use crate::upstream;
@@ -71,12 +73,11 @@ impl ProxyHttp for Proxy {
         let Some(envelope) = journey.envelope.as_deref() else {
             return Error::e_explain(ErrorType::InternalError, "a request without an envelope");
         };
+        let request = session.req_header();
+        let target = String::from_utf8_lossy(request.raw_path());
+        journey.class = Class::of(&request.method, &target);
         let way = match (self.gateway.pool(), envelope.route) {
-            (Some(pool), Some(route)) => {
-                let request = session.req_header();
-                let target = String::from_utf8_lossy(request.raw_path());
-                pool.way(route, &request.method, &target, envelope).await
-            }
+            (Some(pool), Some(route)) => pool.way(route, &request.method, &target, envelope).await,
             _ => Way::Home,
         };
         let destination = match way {
@@ -123,7 +124,20 @@ impl ProxyHttp for Proxy {
         let alone = journey.envelope.as_deref();
         let alone = alone.is_some_and(|e| e.is_prompt || e.service.is_some());
         let alone = alone || journey.asked_again;
-        let peer = journey.destination.as_ref().and_then(|d| upstream::peer(&d.backend, alone));
+        let config = self.gateway.config.load();
+        journey.connection = None;
+        if let Some(destination) = &journey.destination {
+            let backend = &destination.backend;
+            let connection = backend.live.connections.take(backend.spec.max_connections);
+            if connection.is_none() {
+                return Err(journey.refuse(full()));
+            }
+            journey.connection = connection;
+        }
+        let peer = journey
+            .destination
+            .as_ref()
+            .and_then(|to| upstream::peer(&to.backend, alone, journey.class, &config.timeouts));
         match peer {
             Some(peer) => Ok(peer),
             None => Err(journey.refuse(
@@ -222,6 +236,8 @@ impl ProxyHttp for Proxy {
         let Some(destination) = &mut journey.destination else { return Ok(()) };
         if destination.service_path.is_some() {
             self.gateway.registry.answered(destination.backend.id);
+        } else if let Some(seen) = Evidence::of_status(journey.class, response.status.as_u16()) {
+            self.gateway.warden.saw(&destination.backend, seen);
         }
         if let Some(sending) = destination.sending.take()
             && response.status.is_success()

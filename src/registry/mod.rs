@@ -247,6 +247,7 @@ fn spec(label: &str, registration: &Registration) -> config::Backend {
         max_queue: u32::MAX,
         enabled: true,
         backup: false,
+        max_connections: u32::MAX,
         headers: Vec::new(),
         labels: Vec::new(),
         task_types: registration.task_types.clone(),

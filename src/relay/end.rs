@@ -9,6 +9,8 @@ use super::frames::FrameError;
 pub enum StopReason {
     /// The backend failed its health check.
     BackendDown,
+    /// The backend failed real requests, and is out for a time.
+    BackendEjected,
     /// An operator disabled the backend.
     BackendDisabled,
     /// The backend is no longer configured.
@@ -22,6 +24,7 @@ impl StopReason {
     pub fn close(self) -> (u16, &'static str) {
         match self {
             Self::BackendDown => (1012, "backend down"),
+            Self::BackendEjected => (1012, "backend ejected"),
             Self::BackendDisabled => (1012, "backend disabled"),
             Self::BackendRemoved => (1012, "backend removed"),
             Self::GatewayShutdown => (1001, "gateway shutting down"),
@@ -75,6 +78,7 @@ impl EndCause {
             Self::ClientGone => "client_gone",
             Self::BackendGone => "backend_gone",
             Self::Stopped(StopReason::BackendDown) => "backend_down",
+            Self::Stopped(StopReason::BackendEjected) => "backend_ejected",
             Self::Stopped(StopReason::BackendDisabled) => "backend_disabled",
             Self::Stopped(StopReason::BackendRemoved) => "backend_removed",
             Self::Stopped(StopReason::GatewayShutdown) => "gateway_shutdown",

@@ -19,6 +19,7 @@
 mod cookie_key;
 mod placements;
 mod rates;
+mod store;
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -27,8 +28,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase, StorageError, TableDefinition, TableError,
-    WriteTransaction,
+    Builder, Database, DatabaseError, StorageError, TableDefinition, TableError, WriteTransaction,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -37,6 +37,7 @@ use thiserror::Error;
 pub use cookie_key::load_or_make_cookie_key;
 pub use placements::PlacementRecord;
 pub use rates::Rate;
+use store::Store;
 
 /// The database's file in `state_dir`.
 const FILE: &str = "state.redb";
@@ -92,6 +93,9 @@ pub enum StateError {
     /// A value cannot be written as JSON.
     #[error("cannot be kept as JSON: {0}")]
     Json(#[from] serde_json::Error),
+    /// Another process has it, for an upgrade.
+    #[error("the state was handed to a successor")]
+    Released,
     /// Reading or writing failed.
     #[error("the state cannot be read or written: {0}")]
     Storage(#[from] Box<redb::Error>),
@@ -110,7 +114,7 @@ fn storage(error: impl Into<redb::Error>) -> StateError {
 
 /// The open state; one per process.
 pub struct State {
-    database: Database,
+    database: Store,
     set_aside: Option<PathBuf>,
 }
 
@@ -119,16 +123,31 @@ impl State {
     pub fn open(state_dir: &Path) -> Result<Self, StateError> {
         make_directory(state_dir)?;
         let path = state_dir.join(FILE);
-        let (database, set_aside) = match open_database(&path) {
+        let (database, set_aside) = match Store::open(&path) {
             Err(OpenError::Damaged) => {
                 let aside = set_aside(&path)?;
-                (open_database(&path).map_err(|error| error.at(&path))?, Some(aside))
+                (Store::open(&path).map_err(|error| error.at(&path))?, Some(aside))
             }
             other => (other.map_err(|error| error.at(&path))?, None),
         };
         let state = Self { database, set_aside };
         state.upgrade(&path)?;
         Ok(state)
+    }
+
+    /// Closes it, so that a successor can open it; until [`reclaim`](Self::reclaim) every call fails.
+    pub fn release(&self) {
+        self.database.release();
+    }
+
+    /// Whether a successor may have it.
+    pub fn is_released(&self) -> bool {
+        self.database.is_released()
+    }
+
+    /// Opens it again after a [`release`](Self::release).
+    pub fn reclaim(&self) -> Result<(), StateError> {
+        self.database.reclaim()
     }
 
     /// Where a damaged file was moved to, for a warning at start.
@@ -138,7 +157,7 @@ impl State {
 
     /// A setting; `None` when it was never made or is of another shape.
     pub fn setting<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, StateError> {
-        let reading = self.database.begin_read().map_err(storage)?;
+        let reading = self.database.begin_read()?;
         let table = match reading.open_table(SETTINGS) {
             Err(TableError::TableDoesNotExist(_)) => return Ok(None),
             other => other.map_err(storage)?,
@@ -158,7 +177,7 @@ impl State {
         &self,
         change: impl FnOnce(&WriteTransaction) -> Result<T, StateError>,
     ) -> Result<T, StateError> {
-        let transaction = self.database.begin_write().map_err(storage)?;
+        let transaction = self.database.begin_write()?;
         let result = change(&transaction)?;
         transaction.commit().map_err(storage)?;
         Ok(result)

@@ -3,7 +3,7 @@
 //! Backends are kept by name, for their numbers are those of one process. A record of a backend
 //! that is gone is for the caller to drop.
 
-use redb::{ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
 use super::{State, StateError, storage};
 use crate::affinity::Seconds;
@@ -75,7 +75,7 @@ impl State {
         &self,
         newer_than: Seconds,
     ) -> Result<(Vec<(ClientKey, PlacementRecord)>, Vec<ClientKey>), StateError> {
-        let reading = self.database.begin_read().map_err(storage)?;
+        let reading = self.database.begin_read()?;
         let table = reading.open_table(PLACEMENTS).map_err(storage)?;
         let (mut kept, mut expired) = (Vec::new(), Vec::new());
         for entry in table.iter().map_err(storage)? {

@@ -1,7 +1,7 @@
 //! The table of rates: what was learnt of each backend's speed, so that `least_wait` need not start
 //! from nothing after a restart.
 
-use redb::{ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use super::{State, StateError, storage};
@@ -48,7 +48,7 @@ impl State {
 
     /// All rates by backend; an unreadable one is left out.
     pub fn load_rates(&self) -> Result<Vec<(String, Rate)>, StateError> {
-        let reading = self.database.begin_read().map_err(storage)?;
+        let reading = self.database.begin_read()?;
         let table = reading.open_table(RATES).map_err(storage)?;
         let mut rates = Vec::new();
         for entry in table.iter().map_err(storage)? {

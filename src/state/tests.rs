@@ -193,3 +193,21 @@ fn a_cookie_key_of_another_length_is_named_with_its_cure() {
     assert!(error.contains("5 bytes instead of 32; remove it"), "{error}");
     assert_eq!(mode(&dir.path().join("cookie.key")), 0o600, "tightened on the way");
 }
+
+#[test]
+fn a_released_state_can_be_opened_by_another_and_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::open(dir.path()).unwrap();
+    state.set_setting("a", &1).unwrap();
+    state.release();
+    assert!(matches!(state.setting::<u8>("a"), Err(StateError::Released)));
+    {
+        let other = State::open(dir.path()).unwrap();
+        assert_eq!(other.setting::<u8>("a").unwrap(), Some(1));
+        assert!(state.reclaim().is_err(), "the other has it");
+        other.set_setting("a", &2).unwrap();
+    }
+    state.reclaim().unwrap();
+    assert_eq!(state.setting::<u8>("a").unwrap(), Some(2));
+    assert!(!state.is_released());
+}

@@ -96,6 +96,11 @@ impl Tasks {
         self.change(|ledger, now| ledger.accepted(accepted, now));
     }
 
+    /// A task was there before this process: it was made then.
+    pub fn set_created(&self, backend: BackendId, id: &str, created_ms: u64) {
+        self.ledger.lock().set_created(backend, id, Now::read().at_ms(created_ms));
+    }
+
     /// It has been found out what kind of prompt a task is.
     pub fn set_kind(&self, backend: BackendId, id: &str, kind: Kind) {
         self.ledger.lock().set_kind(backend, id, kind);
@@ -278,6 +283,7 @@ mod tests {
             max_queue: 10,
             enabled: true,
             backup: false,
+            max_connections: 100,
             headers: Vec::new(),
             labels: Vec::new(),
             task_types: Vec::new(),

@@ -69,6 +69,16 @@ impl Now {
         Self { moment: Moment::now(), wall: Timestamp::now() }
     }
 
+    /// The same for an earlier time, in milliseconds since 1970.
+    #[must_use]
+    pub fn at_ms(&self, ms: u64) -> Self {
+        let ms = i64::try_from(ms).unwrap_or(i64::MAX);
+        let wall = Timestamp::from_millisecond(ms).map_or(self.wall, |wall| wall.min(self.wall));
+        let ago = self.wall.as_millisecond().saturating_sub(wall.as_millisecond());
+        let ago = u64::try_from(ago).unwrap_or_default();
+        Self { moment: Moment(self.moment.0.saturating_sub(ago)), wall }
+    }
+
     /// Seconds since an earlier time.
     pub fn since(&self, earlier: &Self) -> f64 {
         self.moment.since(earlier.moment).as_secs_f64()

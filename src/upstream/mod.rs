@@ -14,13 +14,11 @@ use std::time::Duration;
 use pingora_core::upstreams::peer::HttpPeer;
 
 use crate::backend::Backend;
+use crate::comfy::class::Class;
+use crate::config::Timeouts;
 
-/// A connection that takes longer has failed.
+/// A connection of the gateway's own that takes longer has failed.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// A backend may be silent for this long: ComfyUI's event loop stalls while it loads models.
-const READ_TIMEOUT: Duration = Duration::from_mins(5);
-/// A backend that takes no bytes of a body for this long has failed.
-const WRITE_TIMEOUT: Duration = Duration::from_mins(1);
 /// Idle connections are dropped before aiohttp's keep-alive of 75 s would race with a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Numbers the connections of a single request, see [`peer`]. 0 is the group of the shared ones.
@@ -30,7 +28,12 @@ static ALONE: AtomicU64 = AtomicU64::new(1);
 ///
 /// A prompt always gets a connection of its own (`alone`): on a kept-alive one the backend's close
 /// could cross the prompt's way, and nobody could tell whether it was queued.
-pub fn peer(backend: &Backend, alone: bool) -> Option<Box<HttpPeer>> {
+pub fn peer(
+    backend: &Backend,
+    alone: bool,
+    class: Class,
+    timeouts: &Timeouts,
+) -> Option<Box<HttpPeer>> {
     let address = *backend.live.address.load().as_deref()?;
     let endpoint = &backend.spec.endpoint;
     let trust = endpoint.tls.then(|| trust::of(backend));
@@ -40,10 +43,11 @@ pub fn peer(backend: &Backend, alone: bool) -> Option<Box<HttpPeer>> {
     if let Some(trust) = trust {
         trust.ready.set(&mut peer.options);
     }
-    peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
-    peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT * 2);
-    peer.options.read_timeout = Some(READ_TIMEOUT);
-    peer.options.write_timeout = Some(WRITE_TIMEOUT);
+    peer.options.connection_timeout = Some(timeouts.connect);
+    // With the handshake of TLS.
+    peer.options.total_connection_timeout = Some(timeouts.connect * 2);
+    peer.options.read_timeout = Some(silence(class, timeouts));
+    peer.options.write_timeout = Some(timeouts.write);
     peer.options.idle_timeout = Some(if alone { Duration::ZERO } else { IDLE_TIMEOUT });
     if alone {
         // Pingora pools a connection for an instant even when it is to be idle for no time at all:
@@ -51,4 +55,13 @@ pub fn peer(backend: &Backend, alone: bool) -> Option<Box<HttpPeer>> {
         peer.group_key = ALONE.fetch_add(1, Relaxed);
     }
     Some(peer)
+}
+
+/// How long a backend may be silent, before or within its answer. Pingora starts anew with each
+/// piece of the request's body too, so that a slow upload is not taken for a silent backend.
+fn silence(class: Class, timeouts: &Timeouts) -> Duration {
+    match class {
+        Class::Control => timeouts.read,
+        Class::Transfer | Class::Custom => timeouts.transfer,
+    }
 }

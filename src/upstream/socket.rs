@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls_pki_types::ServerName;
 use tokio::net::{TcpStream, ToSocketAddrs};
@@ -18,12 +19,14 @@ use crate::backend::Backend;
 /// A WebSocket to a backend.
 pub type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// Connects to a backend at one of these addresses, by TLS where it speaks that.
+/// Connects to a backend at one of these addresses, by TLS where it speaks that; each of the two
+/// within a limit.
 pub async fn connect(
     backend: &Backend,
     address: impl ToSocketAddrs,
+    limit: Duration,
 ) -> io::Result<MaybeTlsStream<TcpStream>> {
-    let tcp = in_time(TcpStream::connect(address)).await?;
+    let tcp = in_time(limit, TcpStream::connect(address)).await?;
     tcp.set_nodelay(true)?;
     if !backend.spec.endpoint.tls {
         return Ok(MaybeTlsStream::Plain(tcp));
@@ -31,12 +34,12 @@ pub async fn connect(
     let trust = trust::of(backend);
     let name = ServerName::try_from(trust.name).map_err(io::Error::other)?;
     let connector = TlsConnector::from(Arc::clone(&trust.ready.client));
-    Ok(MaybeTlsStream::Rustls(in_time(connector.connect(name, tcp)).await?))
+    Ok(MaybeTlsStream::Rustls(in_time(limit, connector.connect(name, tcp)).await?))
 }
 
-async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+async fn in_time<T>(limit: Duration, step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     let late = |_| io::Error::from(io::ErrorKind::TimedOut);
-    timeout(CONNECT_TIMEOUT, step).await.map_err(late)?
+    timeout(limit, step).await.map_err(late)?
 }
 
 /// The request for a WebSocket at this path (below the backend's base), to be given more headers.
@@ -50,7 +53,8 @@ pub fn request(backend: &Backend, path: &str) -> Option<Request> {
 /// Opens a WebSocket; the caller sees to the time it takes.
 pub async fn open(backend: &Backend, request: Request, config: WebSocketConfig) -> Option<Socket> {
     let endpoint = &backend.spec.endpoint;
-    let stream = connect(backend, (endpoint.host.as_str(), endpoint.port)).await.ok()?;
+    let address = (endpoint.host.as_str(), endpoint.port);
+    let stream = connect(backend, address, CONNECT_TIMEOUT).await.ok()?;
     let (socket, _) = client_async_with_config(request, stream, Some(config)).await.ok()?;
     Some(socket)
 }

@@ -20,13 +20,15 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use crate::support::{Gateway, PATIENCE, Setup, client, eventually, farm, is_full};
 
 /// Everything that spec.md promises, after `comfygate_`.
-const PROMISED: [&str; 20] = [
+const PROMISED: [&str; 22] = [
     "requests_total",
     "request_duration_seconds",
     "backend_up",
     "backend_queue",
     "backend_state",
     "backend_sessions",
+    "backend_connections",
+    "backend_ejections_total",
     "backend_success_ratio",
     "queue_age_seconds",
     "sessions",

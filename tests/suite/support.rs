@@ -16,6 +16,7 @@ pub(crate) mod chrome;
 pub(crate) mod echo;
 pub(crate) mod embedded;
 pub(crate) mod fake;
+pub(crate) mod fault_proxy;
 pub(crate) mod http;
 pub(crate) mod process;
 pub(crate) mod setup;
@@ -29,6 +30,7 @@ use serde_json::{Value, json};
 
 pub(crate) use embedded::Embedded;
 pub(crate) use fake::{Act, Fake, Request};
+pub(crate) use fault_proxy::{Fault, FaultProxy};
 pub(crate) use http::{Reply, exchange};
 pub(crate) use process::{Ended, Gateway, SimProcess};
 pub(crate) use setup::Setup;

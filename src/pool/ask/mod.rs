@@ -16,6 +16,7 @@ mod post;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +26,7 @@ use reqwest::{Client, Method, Response};
 pub use post::Passed;
 
 use crate::backend::Backend;
+use crate::outlier::warden::Warden;
 use crate::probe::poll::header_pairs;
 use crate::upstream::CONNECT_TIMEOUT;
 use crate::upstream::clients::Clients;
@@ -59,6 +61,8 @@ pub struct Ask {
     alone: Clients,
     /// Connections that are kept.
     kept: Clients,
+    /// Who hears how prompts fare.
+    warden: Option<Arc<Warden>>,
 }
 
 impl Ask {
@@ -74,7 +78,13 @@ impl Ask {
                     .tcp_nodelay(true)
             })
         };
-        Ok(Self { alone: clients(0)?, kept: clients(4)? })
+        Ok(Self { alone: clients(0)?, kept: clients(4)?, warden: None })
+    }
+
+    /// The same; what becomes of prompts is told to a warden.
+    #[must_use]
+    pub fn told_to(self, warden: Arc<Warden>) -> Self {
+        Self { warden: Some(warden), ..self }
     }
 
     /// Sends over a kept connection what may be sent twice, once more when that one was closed.

@@ -25,8 +25,11 @@ use reqwest::{Method, Response};
 
 use super::{Ask, MAX_REPLY, Silence, send, whole};
 use crate::backend::Backend;
+use crate::comfy::class::Class;
+use crate::outlier::Evidence;
 use crate::pool::core::{Known, Verdict};
 use crate::pool::submission::accepted_id;
+use crate::retry::Failure;
 
 /// Time for a backend to say whether it knows a prompt that it answered with an error.
 const SECOND_THOUGHT: Duration = Duration::from_secs(3);
@@ -75,7 +78,15 @@ impl Ask {
         body: Bytes,
         timeout: Duration,
     ) -> Result<Response, Silence> {
-        send(&self.alone, backend, Method::POST, "/prompt", Some(body), timeout).await
+        let answer = send(&self.alone, backend, Method::POST, "/prompt", Some(body), timeout).await;
+        let seen = match &answer {
+            Ok(answer) => Evidence::of_status(Class::Control, answer.status().as_u16()),
+            Err(silence) => Evidence::of_failure(Class::Control, failure(*silence), true),
+        };
+        if let (Some(warden), Some(seen)) = (&self.warden, seen) {
+            warden.saw(backend, seen);
+        }
+        answer
     }
 
     async fn judged(&self, backend: &Backend, id: &str, response: Response) -> Verdict {
@@ -108,6 +119,14 @@ impl Ask {
             (Known::Unknown, _, _) => Verdict::NotSent,
             (Known::Pending | Known::Running | Known::Ended { .. }, _, _) => Verdict::Unknown,
         }
+    }
+}
+
+fn failure(silence: Silence) -> Failure {
+    match silence {
+        Silence::Unreached => Failure::Connect,
+        Silence::Lost => Failure::Reset,
+        Silence::Useless => Failure::Timeout,
     }
 }
 

@@ -269,6 +269,8 @@ pub enum Action {
     Accept {
         /// Which.
         job: Arc<Job>,
+        /// Who took it.
+        backend: BackendId,
         /// The body of the backend's 200.
         reply: bytes::Bytes,
     },
@@ -287,6 +289,19 @@ pub enum Action {
         phase: Phase,
         /// Which attempt; 0 before the first.
         attempt: Attempt,
+        /// What else is to be kept of it.
+        marks: Marks,
+    },
+    /// Of an accepted job something else than its phase has changed: to be kept.
+    Marked {
+        /// Which.
+        job: Arc<Job>,
+        /// Where it is.
+        phase: Phase,
+        /// Which attempt.
+        attempt: Attempt,
+        /// What is to be kept.
+        marks: Marks,
     },
     /// A job that was accepted has ended. The last word on it; the core has forgotten it.
     Ended {
@@ -310,6 +325,8 @@ pub enum Action {
 pub enum Refusal {
     /// The server's own words.
     Server {
+        /// Whose.
+        backend: BackendId,
         /// Status.
         status: u16,
         /// `Content-Type`.
@@ -350,6 +367,17 @@ impl Phase {
     }
 }
 
+/// What a restart must not forget of an accepted job, beside its phase.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// Attempts that failed while it ran, or by a server's word: they count against `max_retries`.
+    pub strikes: u32,
+    /// It has begun where it is, or may be.
+    pub began: bool,
+    /// Its owner wants it stopped.
+    pub cancelled: bool,
+}
+
 /// A job as readers see it.
 #[derive(Debug, Clone)]
 pub struct JobView {
@@ -376,6 +404,8 @@ pub struct Kept {
     pub phase: Phase,
     /// How many attempts were made.
     pub attempts: Attempt,
+    /// What else was kept of it.
+    pub marks: Marks,
     /// The body of the backend's 200.
     pub reply: bytes::Bytes,
 }

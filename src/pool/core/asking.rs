@@ -109,10 +109,12 @@ impl Core {
 
     fn accept_unheard(&mut self, id: JobId) {
         let Some(entry) = self.entries.get(&id) else { return };
-        if !entry.accepted && entry.place.as_ref().is_some_and(|place| !place.verdict_out) {
+        let Some(place) = &entry.place else { return };
+        if !entry.accepted && !place.verdict_out {
+            let lane = place.lane;
             let reply = super::verdict::reply_for(&entry.job);
             self.stay(id);
-            self.accept(id, reply);
+            self.accept(id, lane, reply);
         }
     }
 
@@ -134,9 +136,10 @@ impl Core {
     fn absent(&mut self, id: JobId) {
         let retry = self.options.retry_interval;
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        let (accepted, cancelled) = (entry.accepted, entry.cancelled);
+        let (accepted, cancelled, once) = (entry.accepted, entry.cancelled, entry.job.once);
         let Some(place) = &mut entry.place else { return };
         place.absent += 1;
+        let may_have_run = once && place.unheard;
         let again = match place.life {
             // It may still be on its way.
             _ if place.verdict_out => true,
@@ -150,7 +153,7 @@ impl Core {
         if accepted && place.life == Life::Ending && place.doubtful.is_none() {
             let outcome = if cancelled { Outcome::Cancelled } else { Outcome::Completed };
             self.end(id, outcome, None);
-        } else if place.vetting && place.life == Life::Sent && accepted {
+        } else if place.vetting && place.life == Life::Sent && accepted && !may_have_run {
             self.given_back(id);
         } else {
             self.lost(id, Loss::Absent);

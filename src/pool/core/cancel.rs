@@ -22,6 +22,7 @@ impl Core {
         if self.line.contains(id) {
             self.end(id, Outcome::Cancelled, None);
         } else {
+            self.mark(id);
             self.pursue_cancel(id);
         }
     }

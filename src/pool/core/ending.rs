@@ -18,8 +18,16 @@ impl Core {
             return;
         }
         (entry.told, entry.since) = (Some(phase), now);
-        let (job, attempt) = (Arc::clone(&entry.job), entry.attempt);
-        self.out.push(Action::Moved { job, phase, attempt });
+        let (job, attempt, marks) = (Arc::clone(&entry.job), entry.attempt, entry.marks());
+        self.out.push(Action::Moved { job, phase, attempt, marks });
+    }
+
+    /// Has kept what changed of an accepted job without a move.
+    pub(super) fn mark(&mut self, id: JobId) {
+        let Some(entry) = self.entries.get(&id).filter(|entry| entry.accepted) else { return };
+        let (job, phase) = (Arc::clone(&entry.job), entry.phase());
+        let (attempt, marks) = (entry.attempt, entry.marks());
+        self.out.push(Action::Marked { job, phase, attempt, marks });
     }
 
     /// The last word on an accepted job.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Attempt, Phase};
+use super::{Attempt, Marks, Phase};
 use crate::backend::BackendId;
 use crate::clock::Moment;
 use crate::pool::job::Job;
@@ -91,6 +91,8 @@ pub(super) struct Place {
     pub(super) verdict_out: bool,
     /// The POST broke off: it may still arrive.
     pub(super) ambiguous: bool,
+    /// Its server, or the gateway, was away since it was posted: it may have begun unheard.
+    pub(super) unheard: bool,
     /// It may be there, or not: since when.
     pub(super) doubtful: Option<Moment>,
     /// When there was reason for doubt last: answers to older questions say nothing.
@@ -125,6 +127,7 @@ impl Place {
             heard: now,
             verdict_out: false,
             ambiguous: false,
+            unheard: false,
             doubtful: None,
             questioned: Moment(0),
             asking: None,
@@ -178,6 +181,11 @@ impl Entry {
 
     pub(super) fn phase(&self) -> Phase {
         self.place.as_ref().map_or(Phase::Waiting, |place| place.phase())
+    }
+
+    pub(super) fn marks(&self) -> Marks {
+        let began = self.place.as_ref().is_some_and(|place| place.life >= Life::Running);
+        Marks { strikes: self.strikes, began, cancelled: self.cancelled }
     }
 
     pub(super) fn is_at(&self, backend: BackendId) -> bool {

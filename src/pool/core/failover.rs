@@ -14,7 +14,9 @@ use crate::backend::BackendId;
 use crate::pool::job::JobId;
 
 /// How long after a restart the line waits at most for readings of the lanes' queues.
-const SETTLE: Duration = Duration::from_secs(3);
+pub(super) const SETTLE: Duration = Duration::from_secs(3);
+/// What the gateway sent before it died has arrived after so long: earlier readings do not count.
+pub const ARRIVED: Duration = Duration::from_millis(500);
 
 /// How a job was lost at its lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,9 +51,17 @@ impl Core {
     /// It does not answer: what it has is doubtful.
     fn lane_lost(&mut self, backend: BackendId) {
         for id in self.seats.all(backend) {
+            self.unhear(id);
             if self.is_held(id) {
                 self.doubt(id);
             }
+        }
+    }
+
+    /// What a job did at its lane of late may not have been heard.
+    fn unhear(&mut self, id: JobId) {
+        if let Some(place) = self.entries.get_mut(&id).and_then(|entry| entry.place.as_mut()) {
+            place.unheard = true;
         }
     }
 
@@ -80,6 +90,7 @@ impl Core {
             (lane.last_kind, lane.suspect, lane.foreign) = (None, false, 0);
         }
         for id in self.seats.all(backend) {
+            self.unhear(id);
             if self.is_held(id) {
                 self.doubt(id);
             }
@@ -140,7 +151,7 @@ impl Core {
             return;
         };
         let (lane, ran) = (place.lane, place.life >= Life::Running);
-        let never_there = loss == Loss::Absent && place.ambiguous && !ran;
+        let never_there = loss == Loss::Absent && place.ambiguous && !place.unheard && !ran;
         if loss == Loss::Absent {
             self.unplace(id);
         } else {
@@ -186,7 +197,7 @@ impl Core {
     }
 
     fn restore_one(&mut self, kept: Kept) {
-        let Kept { job, phase, attempts, reply } = kept;
+        let Kept { job, phase, attempts, marks, reply } = kept;
         let id = job.id;
         if self.entries.contains_key(&id) {
             return;
@@ -196,9 +207,11 @@ impl Core {
         self.open += 1;
         let mut entry = Entry::new(job, self.now);
         (entry.accepted, entry.reply, entry.told) = (true, reply, Some(phase));
-        entry.attempt = attempts;
+        (entry.attempt, entry.strikes, entry.cancelled) =
+            (attempts, marks.strikes, marks.cancelled);
         let (lane, life) = match phase {
             Phase::Waiting => (None, Life::Sent),
+            Phase::Doubtful(lane) if marks.began => (Some(lane), Life::Running),
             Phase::Sent(lane) | Phase::Doubtful(lane) => (Some(lane), Life::Sent),
             Phase::Running(lane) => (Some(lane), Life::Running),
             Phase::Ending(lane) => (Some(lane), Life::Ending),
@@ -208,7 +221,9 @@ impl Core {
         entry.place = lane.map(|lane| {
             let place = Place::new(lane, attempts, self.now);
             let started = (life == Life::Running).then_some(self.now);
-            Box::new(Place { life, started, ..place })
+            // Its POST may have been on its way when the gateway died.
+            let ambiguous = life == Life::Sent;
+            Box::new(Place { life, started, ambiguous, unheard: true, ..place })
         });
         self.entries.insert(id, entry);
         if lane.is_some() {

@@ -48,6 +48,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 pub use api::*;
+pub use failover::ARRIVED;
 pub use views::LaneView;
 
 use crate::clock::Moment;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::entry::{Entry, Place, VETTING};
 use super::lane::LaneState;
 use super::timers::Timer;
-use super::{Action, Core, Post, Refusal};
+use super::{ARRIVED, Action, Core, Post, Refusal};
 use crate::backend::BackendId;
 use crate::pool::job::{Job, JobId};
 use crate::pool::line::LaneSet;
@@ -124,7 +124,7 @@ impl Core {
 
     /// Ends the pause after a restart when every lane's queue was read.
     fn settle(&mut self) {
-        let Some(since) = self.settling else { return };
+        let Some(since) = self.settling.map(|since| since.plus(ARRIVED)) else { return };
         let unread =
             |lane: &LaneState| lane.lane.reachable && lane.read.is_none_or(|at| at < since);
         let read = !self.lanes.open().is_empty() && !self.lanes.iter().any(|(_, l)| unread(l));

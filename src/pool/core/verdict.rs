@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::entry::{Avoid, Life};
 use super::timers::Timer;
 use super::{Action, Attempt, Core, Outcome, Refusal, Verdict};
+use crate::backend::BackendId;
 use crate::pool::job::{Job, JobId};
 use crate::pool::line::LaneSet;
 
@@ -30,21 +31,22 @@ impl Core {
             lane.learn_verdict(took);
         }
         match verdict {
-            Verdict::Accepted(body) => self.heard_accepted(id, body),
+            Verdict::Accepted(body) => self.heard_accepted(id, lane, body),
             Verdict::Unknown => self.heard_nothing(id),
             // It ran, whatever was answered.
             _ if life != Life::Sent => self.heard_nothing(id),
             Verdict::Refused { status, content_type, body } => {
-                self.heard_refused(id, Refusal::Server { status, content_type, body });
+                let refusal = Refusal::Server { backend: lane, status, content_type, body };
+                self.heard_refused(id, refusal);
             }
             Verdict::NotSent => self.heard_unsent(id),
         }
     }
 
-    fn heard_accepted(&mut self, id: JobId, body: Bytes) {
+    fn heard_accepted(&mut self, id: JobId, backend: BackendId, body: Bytes) {
         let Some(entry) = self.entries.get(&id) else { return };
         if !entry.accepted {
-            return self.accept(id, body);
+            return self.accept(id, backend, body);
         }
         let Some(place) = &entry.place else { return };
         let unsure = place.doubtful.is_some() || place.life == Life::Ending;
@@ -111,7 +113,7 @@ impl Core {
     }
 
     /// A server takes the job: it is accepted, and stays there or goes back into the line.
-    pub(super) fn accept(&mut self, id: JobId, reply: Bytes) {
+    pub(super) fn accept(&mut self, id: JobId, backend: BackendId, reply: Bytes) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         (entry.accepted, entry.reply) = (true, reply.clone());
         let job = Arc::clone(&entry.job);
@@ -121,7 +123,7 @@ impl Core {
         self.open += 1;
         self.by_owner.entry(job.owner.key).or_default().insert(id);
         self.note_proof(id);
-        self.out.push(Action::Accept { job, reply });
+        self.out.push(Action::Accept { job, backend, reply });
         self.settle_in(id);
     }
 

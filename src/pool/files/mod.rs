@@ -16,6 +16,7 @@
 //! would overwrite it.
 
 mod carry;
+pub mod copies;
 mod flights;
 mod form;
 mod mask;
@@ -206,6 +207,11 @@ impl Files {
         let named = named.await.map_err(std::io::Error::other)??;
         Ok(!matches!(named, Named::Taken))
     }
+}
+
+/// The file that a `GET /view` asks for.
+pub(super) fn asked_place(uri: &Uri) -> Option<Place> {
+    place_of(&Asked::of(&Query::of(uri)).ok()?)
 }
 
 fn place_of(asked: &Asked) -> Option<Place> {

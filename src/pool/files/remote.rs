@@ -212,12 +212,26 @@ impl Remote {
 
 /// Takes a file in. Its tag comes along.
 pub(super) async fn download(
-    mut response: Response,
+    response: Response,
     store: &Arc<Uploads>,
 ) -> Result<(Spooled, Option<String>), DownloadError> {
+    download_at_most(response, store, u64::MAX).await
+}
+
+/// Takes in a file of so many bytes at most.
+pub(super) async fn download_at_most(
+    mut response: Response,
+    store: &Arc<Uploads>,
+    most: u64,
+) -> Result<(Spooled, Option<String>), DownloadError> {
+    if response.content_length().is_some_and(|length| length > most) {
+        return Err(StoreError::TooLarge.into());
+    }
+    let mut left = most;
     let tag = response.headers().get(ETAG).and_then(|tag| tag.to_str().ok()).map(str::to_owned);
     let mut spool = store.spool().await?;
     while let Some(piece) = next(&mut response).await? {
+        left = left.checked_sub(piece.len() as u64).ok_or(StoreError::TooLarge)?;
         spool.write(&piece).await?;
     }
     Ok((spool.finish().await?, tag))

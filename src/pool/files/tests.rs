@@ -27,6 +27,7 @@ fn member(name: String, url: &str) -> Member {
         max_queue: 10,
         enabled: true,
         backup: false,
+        max_connections: 100,
         headers: vec![],
         labels: vec![],
         task_types: vec![],

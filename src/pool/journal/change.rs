@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::codec::{Damaged, Fields, Reader};
 use crate::backend::BackendId;
 use crate::identity::ClientKey;
-use crate::pool::core::{Attempt, Kept, Outcome, Phase};
+use crate::pool::core::{Attempt, Kept, Marks, Outcome, Phase};
 use crate::pool::job::{Job, JobId, Needs, Owner};
 use crate::tasks::kind::Kind;
 
@@ -39,6 +39,8 @@ pub struct Moved {
     pub phase: Phase,
     /// How many attempts were made.
     pub attempts: Attempt,
+    /// What else is to be kept of it.
+    pub marks: Marks,
     /// The id it has at the backend, where that differs from its own.
     pub remote_id: Option<Arc<str>>,
 }
@@ -91,6 +93,8 @@ pub struct OpenJob {
     pub at: PhaseName,
     /// How many attempts were made.
     pub attempts: Attempt,
+    /// What else is kept of it.
+    pub marks: Marks,
     /// The id it has at the backend, where that differs from its own.
     pub remote_id: Option<Arc<str>>,
 }
@@ -104,7 +108,8 @@ impl OpenJob {
             job = Arc::new(Job { needs: Arc::new(needs), ..(*job).clone() });
         }
         let phase = self.at.phase(id_of);
-        Kept { job, phase, attempts: self.attempts, reply: self.reply.clone() }
+        let (attempts, marks) = (self.attempts, self.marks);
+        Kept { job, phase, attempts, marks, reply: self.reply.clone() }
     }
 }
 
@@ -190,6 +195,7 @@ pub(super) fn put_open(open: &OpenJob, counter: u64) -> Vec<u8> {
     fields.u32(open.attempts);
     fields.maybe(open.remote_id.as_deref(), Fields::text);
     fields.u64(counter);
+    put_marks(&mut fields, open.marks);
     fields.0
 }
 
@@ -212,16 +218,19 @@ pub(super) fn take_open(meta: &[u8], body: Bytes) -> Result<(OpenJob, u64), Dama
     let created_ms = reader.u64()?;
     let job =
         Job { id, prompt_id, owner, number, priority, needs, kind, zone, once, created_ms, body };
-    let open = OpenJob {
+    let mut open = OpenJob {
         job: Arc::new(job),
         only_on,
         reply: Bytes::copy_from_slice(reader.bytes()?),
         fingerprint: reader.array()?,
         at: PhaseName::take(reader)?,
         attempts: reader.u32()?,
+        marks: Marks::default(),
         remote_id: reader.maybe(Reader::text)?.map(Arc::from),
     };
-    Ok((open, reader.u64()?))
+    let counter = reader.u64()?;
+    open.marks = take_marks(reader)?;
+    Ok((open, counter))
 }
 
 /// The id alone, which every meta of a job begins with.
@@ -254,6 +263,7 @@ pub(super) fn put_moved(id: JobId, open: &OpenJob) -> Vec<u8> {
     open.at.put(&mut fields);
     fields.u32(open.attempts);
     fields.maybe(open.remote_id.as_deref(), Fields::text);
+    put_marks(&mut fields, open.marks);
     fields.0
 }
 
@@ -264,7 +274,27 @@ pub(super) fn take_moved(meta: &[u8], open: &mut OpenJob) -> Result<(), Damaged>
     open.at = PhaseName::take(reader)?;
     open.attempts = reader.u32()?;
     open.remote_id = reader.maybe(Reader::text)?.map(Arc::from);
+    open.marks = take_marks(reader)?;
     Ok(())
+}
+
+const BEGAN: u8 = 1;
+const CANCELLED: u8 = 2;
+
+fn put_marks(fields: &mut Fields, marks: Marks) {
+    fields.u32(marks.strikes);
+    let began = if marks.began { BEGAN } else { 0 };
+    fields.u8(began | if marks.cancelled { CANCELLED } else { 0 });
+}
+
+/// What an earlier version wrote has none.
+fn take_marks(reader: &mut Reader<'_>) -> Result<Marks, Damaged> {
+    if reader.is_empty() {
+        return Ok(Marks::default());
+    }
+    let (strikes, flags) = (reader.u32()?, reader.u8()?);
+    let (began, cancelled) = (flags & BEGAN != 0, flags & CANCELLED != 0);
+    Ok(Marks { strikes, began, cancelled })
 }
 
 /// A list of ids.

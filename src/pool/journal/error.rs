@@ -26,6 +26,9 @@ pub enum JournalError {
         .0.display()
     )]
     InUse(PathBuf),
+    /// It cannot be taken up again.
+    #[error("the journal stays closed: {0}")]
+    Closed(String),
     /// A later version wrote it.
     #[error(
         "journal {}: written by a newer comfygate (schema {found}, this one knows {SCHEMA}); run \

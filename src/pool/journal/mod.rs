@@ -28,6 +28,7 @@ mod line;
 mod log;
 mod read;
 mod record;
+mod reopen;
 mod reserve;
 mod restore;
 mod save;
@@ -38,7 +39,7 @@ mod tidy;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -94,6 +95,8 @@ pub struct Journal {
     writer: Mutex<Option<JoinHandle<()>>>,
     /// Held for as long as the journal is open.
     lock: Mutex<Option<std::fs::File>>,
+    state_dir: PathBuf,
+    segment_size: u64,
 }
 
 impl Journal {
@@ -133,7 +136,8 @@ impl Journal {
         let salt = log.salt();
         let writer = std::thread::Builder::new().name("journal".to_owned()).spawn(|| log.run());
         let writer = Mutex::new(Some(writer.map_err(&failed)?));
-        Ok((Self { shared, disk, salt, writer, lock: Mutex::new(Some(lock)) }, restored))
+        let (lock, state_dir) = (Mutex::new(Some(lock)), state_dir.to_owned());
+        Ok((Self { shared, disk, salt, writer, lock, state_dir, segment_size }, restored))
     }
 
     /// Hands in a change. Changes of one job become durable in the order in which they are handed

@@ -19,6 +19,7 @@ use super::finished::Finished;
 use super::index::{Bounds, Index, Place, Slot};
 use super::line::{Entry, Item, Ticket, stopped};
 use crate::backend::BackendId;
+use crate::pool::core::Marks;
 use crate::pool::job::JobId;
 
 /// New jobs in the line at most.
@@ -105,7 +106,9 @@ impl Shared {
         let id = job.id;
         let only_on = job.needs.only_on.map(|id| (self.names)(id).unwrap_or_else(|| "?".into()));
         let at = PhaseName::WAITING;
-        let open = OpenJob { job, only_on, reply, fingerprint, at, attempts: 0, remote_id: None };
+        let (attempts, marks) = (0, Marks::default());
+        let open =
+            OpenJob { job, only_on, reply, fingerprint, at, attempts, marks, remote_id: None };
         let entry = Entry::Open { open: Box::new(open.clone()), counter };
         let size = entry.size();
         let mut state = self.state.lock();
@@ -124,9 +127,12 @@ impl Shared {
     fn moved(&self, moved: Moved) -> Ticket {
         let at = PhaseName::new(moved.phase, |id| (self.names)(id));
         let mut state = self.state.lock();
+        if state.life == Life::Closed {
+            return Ticket::ready(Err(stopped()));
+        }
         let Some(open) = state.open.get_mut(&moved.id) else { return Ticket::ready(Ok(())) };
         open.at = at;
-        open.attempts = moved.attempts;
+        (open.attempts, open.marks) = (moved.attempts, moved.marks);
         open.remote_id = moved.remote_id;
         let meta = change::put_moved(moved.id, open);
         self.push(&mut state, Entry::Moved { id: moved.id, meta })
@@ -136,6 +142,9 @@ impl Shared {
     fn ended(&self, ended: Ended) -> Ticket {
         let backend = ended.backend.and_then(|id| (self.names)(id));
         let mut state = self.state.lock();
+        if state.life == Life::Closed {
+            return Ticket::ready(Err(stopped()));
+        }
         let Some(open) = state.open.remove(&ended.id) else { return Ticket::ready(Ok(())) };
         let ordinal = state.next_ordinal;
         state.next_ordinal += 1;
@@ -167,6 +176,9 @@ impl Shared {
     /// Removes finished jobs; returns how many there were.
     pub(super) fn delete(&self, ids: impl FnOnce(&Index) -> Vec<JobId>) -> (usize, Ticket) {
         let mut state = self.state.lock();
+        if state.life == Life::Closed {
+            return (0, Ticket::ready(Err(stopped())));
+        }
         let mut index = self.index.write();
         let mut gone = Vec::new();
         for id in ids(&index) {

@@ -65,7 +65,7 @@ impl Link {
             let up = standing.wait_for(|s| s.removed || s.health == Health::Up);
             let gone = tokio::select! {
                 biased;
-                () = shared.stop.cancelled() => true,
+                () = shared.stop().cancelled_owned() => true,
                 standing = up => standing.map_or(true, |standing| standing.removed),
             };
             if gone {
@@ -96,7 +96,7 @@ impl Link {
         };
         tokio::select! {
             () = elsewhere => {}
-            () = shared.stop.cancelled() => {}
+            () = shared.stop().cancelled_owned() => {}
         }
     }
 
@@ -114,7 +114,7 @@ impl Link {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = back => backoff.reset(),
-            () = shared.stop.cancelled() => {}
+            () = shared.stop().cancelled_owned() => {}
         }
     }
 }

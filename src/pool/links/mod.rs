@@ -78,7 +78,7 @@ struct Shared {
     links: Mutex<HashMap<BackendId, Arc<Link>>>,
     turns: Turns,
     tasks: TaskTracker,
-    stop: CancellationToken,
+    stop: Mutex<CancellationToken>,
 }
 
 impl Links {
@@ -97,7 +97,7 @@ impl Links {
             links: Mutex::default(),
             turns: Turns::default(),
             tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
+            stop: Mutex::new(CancellationToken::new()),
         });
         shared.tasks.spawn(follow_all(Arc::clone(&shared)));
         Arc::new(Self { shared })
@@ -138,11 +138,11 @@ impl Links {
     ) -> Option<Companion> {
         let shared = &self.shared;
         let is_a_clients = !sid.is_empty() && sid.len() <= companion::MAX_SID;
-        if !is_a_clients || shared.sids.flavour(sid).is_some() || shared.stop.is_cancelled() {
+        if !is_a_clients || shared.sids.flavour(sid).is_some() || shared.stop().is_cancelled() {
             return None;
         }
         let link = shared.link(backend)?;
-        let stop = shared.stop.child_token();
+        let stop = shared.stop().child_token();
         let companion = Companion::new(stop.clone());
         let keeping =
             companion::keep(link, sid.to_owned(), (on_frame, on_open), stop, Arc::clone(shared));
@@ -153,15 +153,26 @@ impl Links {
     /// Closes every socket and waits for their ends, some seconds at most; afterwards another
     /// process may use the sids.
     pub async fn close(&self) {
-        self.shared.stop.cancel();
+        self.shared.stop().cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
     }
 }
 
+impl Links {
+    /// Opens sockets again after a [`close`](Self::close).
+    pub fn reopen_all(&self) {
+        let shared = &self.shared;
+        *shared.stop.lock() = CancellationToken::new();
+        shared.links.lock().clear();
+        shared.tasks.reopen();
+        shared.tasks.spawn(follow_all(Arc::clone(shared)));
+    }
+}
+
 impl Drop for Links {
     fn drop(&mut self) {
-        self.shared.stop.cancel();
+        self.shared.stop().cancel();
     }
 }
 
@@ -173,6 +184,11 @@ impl fmt::Debug for Links {
 }
 
 impl Shared {
+    /// Ends what there is of sockets now.
+    fn stop(&self) -> CancellationToken {
+        self.stop.lock().clone()
+    }
+
     fn link(&self, backend: BackendId) -> Option<Arc<Link>> {
         self.links.lock().get(&backend).cloned()
     }
@@ -190,7 +206,7 @@ async fn follow_all(shared: Arc<Shared>) {
         }
         tokio::select! {
             changed = changed.changed() => if changed.is_err() { return },
-            () = shared.stop.cancelled() => return,
+            () = shared.stop().cancelled_owned() => return,
         }
     }
 }

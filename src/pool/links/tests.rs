@@ -75,6 +75,7 @@ fn member(port: u16) -> Member {
         max_queue: 10,
         enabled: true,
         backup: false,
+        max_connections: 100,
         headers: Vec::new(),
         labels: Vec::new(),
         task_types: Vec::new(),

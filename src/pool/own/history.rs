@@ -112,7 +112,7 @@ impl Pool {
         let reply = job.reply.clone().unwrap_or_default();
         let summary = serde_json::from_slice::<Summary>(&job.summary).ok()?;
         let reply = submission::reply(&reply, id, &summary.priority);
-        Some((job.fingerprint, Before::Judged(Answer::Accepted(reply))))
+        Some((job.fingerprint, Before::Judged(Answer::Accepted { reply, by: None })))
     }
 
     /// Whether a job of this id has ended that a caller may see.

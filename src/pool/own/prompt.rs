@@ -35,9 +35,16 @@ const MAX_HELD: u64 = 2 << 30;
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
     /// The backend's 200, with the gateway's number and id.
-    Accepted(Bytes),
+    Accepted {
+        /// The body.
+        reply: Bytes,
+        /// Its name, where clients may see it.
+        by: Option<Arc<str>>,
+    },
     /// The backend's refusal.
     Server {
+        /// Its name, where clients may see it.
+        by: Option<Arc<str>>,
         /// Its status.
         status: u16,
         /// Its `Content-Type`.
@@ -52,19 +59,27 @@ pub(crate) enum Answer {
 impl IntoResponse for Answer {
     fn into_response(self) -> Response {
         match self {
-            Self::Accepted(reply) => json(reply),
-            Self::Server { status, content_type, body } => {
+            Self::Accepted { reply, by } => named(json(reply), by.as_deref()),
+            Self::Server { by, status, content_type, body } => {
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
                 let mut response = (status, body).into_response();
                 let value = content_type.and_then(|text| HeaderValue::from_str(&text).ok());
                 if let Some(value) = value {
                     response.headers_mut().insert(header::CONTENT_TYPE, value);
                 }
-                response
+                named(response, by.as_deref())
             }
             Self::Refused(refused) => refused.into_response(),
         }
     }
+}
+
+/// Says which backend an answer came from.
+fn named(mut response: Response, by: Option<&str>) -> Response {
+    if let Some(value) = by.and_then(|name| HeaderValue::from_str(name).ok()) {
+        response.headers_mut().insert("x-comfygate-backend", value);
+    }
+    response
 }
 
 /// Prompts whose verdict is still out, by the id that their client knows: the same prompt posted
@@ -179,6 +194,7 @@ impl Pool {
         submission: &Submission,
         reading: Reading<'_>,
     ) -> Result<Answer, Rejection> {
+        self.is_here().await?;
         let prompt_id = submission.prompt_id.clone();
         let prompt_id = prompt_id.unwrap_or_else(|| Uuid::new_v4().to_string().into());
         let fingerprint = fingerprint(&body).await;
@@ -261,7 +277,8 @@ impl Pool {
         for backend in up.take(3) {
             if let Some(passed) = self.ask.pass_on(backend, body.clone(), TIMEOUT).await {
                 let Passed { status, content_type, body } = passed;
-                return Answer::Server { status, content_type, body };
+                let by = self.named_in_replies(backend.id);
+                return Answer::Server { by, status, content_type, body };
             }
         }
         let message = "no ComfyUI server answers at the moment";
@@ -295,7 +312,7 @@ impl Pool {
             core.find(id).and_then(|id| core.get(id))?
         };
         let reply = submission::reply(&view.reply, id, Number::of(&view.job));
-        Some((self.fingerprint_of(&view.job), Before::Judged(Answer::Accepted(reply))))
+        Some((self.fingerprint_of(&view.job), Before::Judged(Answer::Accepted { reply, by: None })))
     }
 }
 

@@ -137,6 +137,14 @@ impl Ledger {
         self.evict();
     }
 
+    /// A task is older than this process.
+    pub fn set_created(&mut self, backend: BackendId, id: &str, created: Now) {
+        let found = self.find(backend, id);
+        if let Some(task) = found.and_then(|number| self.tasks.get_mut(&number)) {
+            task.created = created;
+        }
+    }
+
     /// It has been found out what kind of prompt a task is.
     pub fn set_kind(&mut self, backend: BackendId, id: &str, kind: Kind) {
         if let Some(task) = self.find(backend, id).and_then(|n| self.tasks.get_mut(&n)) {

@@ -49,6 +49,7 @@ async fn verdicts_are_the_servers_own_at_an_idle_and_at_a_full_farm() {
         let (expected, got) =
             (post(&direct.base).await.unwrap(), post(&gateway.data).await.unwrap());
         assert_eq!(got.status(), expected.status(), "{body:?}");
+        assert!(got.headers()["x-comfygate-backend"].to_str().unwrap().starts_with("comfy-"));
         assert_eq!(got.text().await.unwrap(), expected.text().await.unwrap(), "{body:?}");
     }
 }

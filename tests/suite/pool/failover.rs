@@ -1,8 +1,8 @@
 //! What dies, and what becomes of the jobs: simulators and gateways as processes that are killed.
 
 mod chaos;
-mod farm;
-mod stubborn;
+pub(crate) mod farm;
+pub(crate) mod stubborn;
 
 use std::time::Duration;
 
@@ -83,10 +83,13 @@ async fn a_killed_gateway_comes_back_to_every_job() {
         prompts.push((by, by.paint(paced(seed, 1.0)).await, seed));
     }
     farm.gateway().until("/lb/tasks?state=running", |list| list["total"] != 0).await;
+    let created = farm.created(&prompts[9].1).await;
     farm.kill_gateway().await;
     // One ends while nobody hears it.
     sleep(Duration::from_millis(1300)).await;
     farm.start_gateway().await;
+    let apart = farm.created(&prompts[9].1).await.duration_since(created);
+    assert!(apart.as_secs_f64().abs() < 1.0, "it was made before the restart: {apart}");
     assert!(client.has_picture(&early, 90).await);
     let task = farm.task(&early).await;
     for key in ["state", "backend", "attempts", "caller", "run_seconds", "error"] {
@@ -195,6 +198,44 @@ async fn a_job_that_kills_its_servers_is_stopped_and_the_others_unharmed() {
     for (seed, prompt) in (0..).zip(&others) {
         client.succeeded(prompt, seed).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_kills_its_servers_stays_stopped_though_the_gateway_restarts_in_between() {
+    let keys = json!({"queue": {"max_retries": 2}, "pool": {"declared_dead_after": "1s"}});
+    let mut farm = Farm::start(2, keys).await;
+    let deadly = json!({"die_at_step": 5});
+    for sim in &farm.sims {
+        sim.faults(&deadly).await;
+    }
+    let client = Stubborn::connect(&farm.base(), "poisoner");
+    let poison = client.paint(stepped(66, 1.2, 8)).await;
+    let mut deaths = 0;
+    while client.last_words(&poison).is_empty() {
+        let mut died = false;
+        for sim in &mut farm.sims {
+            if sim.state().await.is_none() {
+                (deaths, died) = (deaths + 1, true);
+                sim.restart().await;
+                sim.faults(&deadly).await;
+            }
+        }
+        assert!(deaths <= 3, "it was to be stopped");
+        if died {
+            farm.kill_gateway().await;
+            farm.start_gateway().await;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    client.finished(&poison).await;
+    let words = client.last_words(&poison);
+    let message = words[0].2["exception_message"].as_str().unwrap();
+    assert!(message.contains("poison job"), "{words:#?}");
+    assert_eq!(deaths, 3);
+    // And after one more.
+    farm.kill_gateway().await;
+    farm.start_gateway().await;
+    assert_eq!(farm.task(&poison).await["state"], "failed");
 }
 
 /// A prompt that shows no life once it runs.

@@ -10,6 +10,9 @@ use serde_json::json;
 use super::painter::paced;
 use crate::support::{PATIENCE, eventually, is_full};
 
+/// Multiples of the golden ratio, less their whole part, lie evenly between 0 and 1.
+const GOLDEN: f64 = 0.618_033_988_749_895;
+
 /// The gaps of one server after an instant, one for each end that another prompt followed. A
 /// prompt that had been posted ahead left no gap. What was posted and did not run there, to be
 /// judged only, is not looked at.
@@ -63,12 +66,14 @@ pub(crate) fn measure(farm: &[Sim], after: Instant) -> Measured {
 }
 
 /// Posts so many prompts at once, waits until all have run, and measures from the moment when the
-/// last of them was accepted.
+/// last of them was accepted. They take from half to one and a half times the given seconds:
+/// servers that all end in one instant would wait for the cores that they share here.
 async fn batch(base: &str, farm: &[Sim], jobs: u64, seconds: f64) -> Measured {
     let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
     let before: u64 = farm.iter().map(Sim::finished).sum();
     let posting = stream::iter(0..jobs).map(|seed| {
-        let body = json!({"prompt": paced(seed, seconds), "client_id": "batch"});
+        let share = (seed as f64 * GOLDEN).fract();
+        let body = json!({"prompt": paced(seed, seconds * (0.5 + share)), "client_id": "batch"});
         let request = http.post(format!("{base}/prompt")).json(&body);
         async move { assert_eq!(request.send().await.unwrap().status(), 200) }
     });

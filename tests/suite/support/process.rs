@@ -17,12 +17,25 @@ use tokio::time::timeout;
 use super::http::{self, Reply};
 use super::{PATIENCE, Setup, eventually, exchange};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_comfygate");
+/// What is tested: as built beside the tests, or another build of it for long runs.
+fn binary() -> std::ffi::OsString {
+    std::env::var_os("COMFYGATE_TEST_BINARY")
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_comfygate").into())
+}
 
 impl Setup {
     /// Starts a gateway and waits until it listens.
     pub(crate) async fn start(&self) -> Gateway {
-        let mut child = self.spawn();
+        self.start_by(&[]).await
+    }
+
+    /// Starts one that takes over from the one that runs.
+    pub(crate) async fn upgrade(&self) -> Gateway {
+        self.start_by(&["run", "--upgrade"]).await
+    }
+
+    async fn start_by(&self, arguments: &[&str]) -> Gateway {
+        let mut child = self.spawn(arguments);
         let log = Log::of(child.stderr.take().unwrap());
         let line = log.line_with("listening on ").await;
         let addresses = line.split("listening on ").nth(1).unwrap();
@@ -40,20 +53,29 @@ impl Setup {
 
     /// Runs a gateway that is expected to end by itself.
     pub(crate) async fn run(&self) -> Ended {
-        let child = self.spawn();
+        self.run_by(&[]).await
+    }
+
+    /// Runs one that is expected not to be able to take over.
+    pub(crate) async fn run_upgrade(&self) -> Ended {
+        self.run_by(&["run", "--upgrade"]).await
+    }
+
+    async fn run_by(&self, arguments: &[&str]) -> Ended {
+        let child = self.spawn(arguments);
         let ended = timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
         Ended::new(&ended)
     }
 
-    fn spawn(&self) -> Child {
+    fn spawn(&self, arguments: &[&str]) -> Child {
         self.write();
-        command().arg("-c").arg(self.file()).spawn().unwrap()
+        command().args(arguments).arg("-c").arg(self.file()).spawn().unwrap()
     }
 }
 
 /// The binary without the environment of whoever runs the tests.
 fn command() -> Command {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     let ours = std::env::vars_os().filter(|(name, _)| name.to_string_lossy().contains("COMFYGATE"));
     for (name, _) in ours {
         command.env_remove(name);
@@ -281,6 +303,11 @@ impl Gateway {
             assert!(start.elapsed() < PATIENCE, "{setting} stays {found:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// File descriptors that it holds.
+    pub(crate) fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap().count()
     }
 
     /// A number of kilobytes out of `/proc/PID/status`.

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::{Action, Core, Input, Outcome, Phase, Verdict};
+use super::super::failover::SETTLE;
+use super::super::{Action, Core, Input, Kept, Outcome, Phase, Post, Verdict};
+use super::gateway::options;
 use super::server::Server;
 use crate::backend::BackendId;
 use crate::pool::job::JobId;
@@ -17,7 +19,15 @@ pub(super) struct Ledger {
     /// Jobs of which a copy may be anywhere: their server was given up, or their gateway crashed.
     loose: BTreeSet<JobId>,
     completed: BTreeSet<JobId>,
-    doubtful: BTreeSet<JobId>,
+    /// Where a job may be, and since when that is doubtful.
+    doubtful: BTreeMap<JobId, (usize, u64)>,
+    /// Copies that the journal of a crashed gateway does not name, and when it crashed.
+    unwritten: BTreeMap<JobId, Vec<(usize, u64)>>,
+    /// When a server was called suspect last.
+    suspected: BTreeMap<usize, u64>,
+    /// Jobs that must not run twice; those that have begun.
+    once: BTreeSet<JobId>,
+    begun: BTreeSet<JobId>,
     /// Jobs of which a POST broke off.
     unsure: BTreeSet<JobId>,
     /// POSTs that are not answered.
@@ -25,8 +35,8 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// The gateway does something.
-    pub(super) fn note(&mut self, now: u64, action: &Action, core: &Core) {
+    /// The gateway does something. `noticed`: what it knows of each server, first whether it answers.
+    pub(super) fn note(&mut self, now: u64, action: &Action, core: &Core, noticed: &[(bool, u64)]) {
         match action {
             Action::Accept { job, .. } => {
                 assert!(self.accepted.insert(job.id), "{now}: {:?} accepted twice", job.id);
@@ -37,27 +47,39 @@ impl Ledger {
                 assert!(!self.accepted.contains(&job.id), "{now}: {:?} was accepted", job.id);
                 self.loose.insert(job.id);
             }
-            Action::Moved { job, phase, .. } => self.moved(job.id, *phase),
+            Action::Moved { job, phase, .. } => self.moved(now, job.id, *phase, noticed),
             Action::Ended { job, outcome, .. } => self.end(now, job.id, outcome),
-            Action::Post(post) if self.ended.contains_key(&post.job.id) => {
-                panic!("{now}: {:?} is posted after its end", post.job.id);
+            Action::Suspect(backend) => {
+                self.suspected.insert(backend.0 as usize, now);
             }
-            Action::Post(post) => {
-                let capacity = core.capacity(post.backend);
-                assert!(post.vetting || capacity, "{now}: {:?} holds too many", post.backend);
-                if !self.accepted.contains(&post.job.id) && self.unsure.contains(&post.job.id) {
-                    // Its first judge was given up, and may have it.
-                    self.loose.insert(post.job.id);
-                }
-                let out = self.posts.entry(post.job.id).or_default();
-                *out += 1;
-                if *out > 1 {
-                    // A slow verdict is asked for elsewhere too.
-                    assert!(!post.job.once, "{now}: {:?} posted twice", post.job.id);
-                    self.loose.insert(post.job.id);
-                }
-            }
+            Action::Post(post) => self.posts(now, post, core, noticed),
             _ => {}
+        }
+    }
+
+    fn posts(&mut self, now: u64, post: &Post, core: &Core, noticed: &[(bool, u64)]) {
+        let id = post.job.id;
+        assert!(!self.ended.contains_key(&id), "{now}: {id:?} is posted after its end");
+        let capacity = core.capacity(post.backend);
+        assert!(post.vetting || capacity, "{now}: {:?} holds too many", post.backend);
+        if post.job.once {
+            self.once.insert(id);
+        }
+        // Whoever cannot be read in time after a restart is taken for dead.
+        let unread = |(at, since): &(usize, u64)| {
+            !noticed[*at].0 || now - since >= SETTLE.as_millis() as u64
+        };
+        let given_up = self.unwritten.remove(&id).is_some_and(|copies| copies.iter().any(unread));
+        // Its first judge was given up, and may have it.
+        let given_up = given_up || !self.accepted.contains(&id) && self.unsure.contains(&id);
+        let out = self.posts.entry(id).or_default();
+        *out += 1;
+        if *out > 1 {
+            // A slow verdict is asked for elsewhere too.
+            assert!(!post.job.once, "{now}: {id:?} posted twice");
+        }
+        if *out > 1 || given_up {
+            self.loose.insert(id);
         }
     }
 
@@ -68,13 +90,20 @@ impl Ledger {
         self.posts.entry(id).and_modify(|out| *out = out.saturating_sub(1));
     }
 
-    fn moved(&mut self, id: JobId, phase: Phase) {
+    fn moved(&mut self, now: u64, id: JobId, phase: Phase, noticed: &[(bool, u64)]) {
         match phase {
-            Phase::Doubtful(_) => {
-                self.doubtful.insert(id);
+            Phase::Doubtful(backend) => {
+                let at = backend.0 as usize;
+                let doubt = self.doubtful.entry(id).or_insert((at, now));
+                if doubt.0 != at {
+                    *doubt = (at, now);
+                }
             }
-            Phase::Waiting if self.doubtful.remove(&id) => {
-                self.loose.insert(id);
+            Phase::Waiting if let Some((at, since)) = self.doubtful.remove(&id) => {
+                let dead = !noticed[at].0 || self.suspected.get(&at) == Some(&now);
+                if dead || now - since >= options().declared_dead_after.as_millis() as u64 {
+                    self.loose.insert(id);
+                }
             }
             _ => {
                 self.doubtful.remove(&id);
@@ -89,13 +118,15 @@ impl Ledger {
         if *outcome == Outcome::Completed {
             assert!(self.completed.contains(&id), "{now}: {id:?} is called completed and is not");
         }
-        if self.doubtful.contains(&id) {
+        if self.doubtful.contains_key(&id) {
             self.loose.insert(id);
         }
     }
 
     /// A server begins to run a job.
     pub(super) fn began(&mut self, now: u64, server: usize, id: JobId, servers: &[Server]) {
+        let again = !self.begun.insert(id);
+        assert!(!again || !self.once.contains(&id), "{now}: {id:?} must not run twice");
         if self.loose.contains(&id) {
             return;
         }
@@ -112,12 +143,22 @@ impl Ledger {
         }
     }
 
-    /// What was only in the gateway's memory is gone.
-    pub(super) fn crashed(&mut self) {
-        let open = self.accepted.iter().filter(|id| !self.ended.contains_key(id)).copied();
-        let open: Vec<JobId> = open.collect();
-        self.loose.extend(open);
+    /// The gateway knows only what its journal kept.
+    pub(super) fn crashed(&mut self, now: u64, kept: &[Kept], copies: &[(usize, JobId)]) {
         self.posts.clear();
+        (self.doubtful, self.unwritten) = (BTreeMap::new(), BTreeMap::new());
+        for kept in kept {
+            let (id, named) = (kept.job.id, kept.phase.backend().map(|at| at.0 as usize));
+            if let (Phase::Doubtful(_), Some(at)) = (kept.phase, named) {
+                self.doubtful.insert(id, (at, now));
+            }
+            let unwritten = |(at, copy): &&(usize, JobId)| *copy == id && Some(*at) != named;
+            let unwritten: Vec<_> =
+                copies.iter().filter(unwritten).map(|(at, _)| (*at, now)).collect();
+            if !unwritten.is_empty() {
+                self.unwritten.insert(id, unwritten);
+            }
+        }
     }
 
     /// When everything is well again.
@@ -201,9 +242,10 @@ pub(super) fn brief_action(action: &Action) -> String {
         Action::Interrupt { job, backend } => format!("Interrupt {:?} at {backend:?}", job.id),
         Action::Accept { job, .. } => format!("Accept {:?}", job.id),
         Action::Refuse { job, refusal } => format!("Refuse {:?} {refusal:?}", job.id),
-        Action::Moved { job, phase, attempt } => {
+        Action::Moved { job, phase, attempt, .. } => {
             format!("Moved {:?} to {phase:?} as {attempt}", job.id)
         }
+        Action::Marked { job, marks, .. } => format!("Marked {:?} with {marks:?}", job.id),
         Action::Ended { job, outcome, .. } => format!("Ended {:?} {outcome:?}", job.id),
         Action::Suspect(backend) => format!("Suspect {backend:?}"),
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::super::{Action, Core, Kept, Options, Phase};
+use super::super::{Action, Core, Kept, Marks, Options, Phase};
 use super::random::Random;
 use crate::clock::Moment;
 use crate::config::{Fairness, Strategy};
@@ -35,9 +35,11 @@ pub(super) fn options() -> Options {
 /// What is written down.
 #[derive(Default)]
 pub(super) struct Journal {
-    lines: Vec<Action>,
+    pub(super) lines: Vec<Action>,
     /// So much of it is on the disk for sure: a client was told of it.
-    told: usize,
+    pub(super) told: usize,
+    /// It tells before it is sure.
+    pub(super) skips_sync: bool,
 }
 
 impl Journal {
@@ -45,9 +47,14 @@ impl Journal {
         match action {
             Action::Accept { .. } | Action::Ended { .. } => {
                 self.lines.push(action.clone());
-                self.told = self.lines.len();
+                self.told = if self.skips_sync { 0 } else { self.lines.len() };
             }
-            Action::Moved { .. } => self.lines.push(action.clone()),
+            // A job that must not run twice is posted when it is written where.
+            Action::Moved { job, .. } if job.once => {
+                self.lines.push(action.clone());
+                self.told = if self.skips_sync { 0 } else { self.lines.len() };
+            }
+            Action::Moved { .. } | Action::Marked { .. } => self.lines.push(action.clone()),
             _ => {}
         }
     }
@@ -59,14 +66,16 @@ impl Journal {
         let mut kept: BTreeMap<JobId, Kept> = BTreeMap::new();
         for line in &self.lines {
             match line {
-                Action::Accept { job, reply } => {
+                Action::Accept { job, reply, .. } => {
                     let (job, reply) = (job.clone(), reply.clone());
-                    let waits = Kept { phase: Phase::Waiting, attempts: 0, job, reply };
+                    let (phase, marks) = (Phase::Waiting, Marks::default());
+                    let waits = Kept { phase, attempts: 0, marks, job, reply };
                     kept.insert(waits.job.id, waits);
                 }
-                Action::Moved { job, phase, attempt } => {
+                Action::Moved { job, phase, attempt, marks }
+                | Action::Marked { job, phase, attempt, marks } => {
                     if let Some(kept) = kept.get_mut(&job.id) {
-                        (kept.phase, kept.attempts) = (*phase, *attempt);
+                        (kept.phase, kept.attempts, kept.marks) = (*phase, *attempt, *marks);
                     }
                 }
                 Action::Ended { job, .. } => drop(kept.remove(&job.id)),

@@ -5,15 +5,22 @@
 //! everything is well again, every accepted job has ended once. `COMFYGATE_SIM_SEEDS=0..10000`
 //! runs more seeds; a failing one is named, and `COMFYGATE_SIM_SEEDS=7..8` replays it.
 
+mod chaos;
 mod checks;
+mod clients;
 mod gateway;
+mod looks;
+mod misfortune;
+mod network;
 mod random;
 mod server;
+mod work;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use world::{Bug, Chaos, World};
+use chaos::{Bug, Chaos};
+use world::World;
 
 /// Seeds of a plain test run.
 const SEEDS: std::ops::Range<u64> = 0..100;
@@ -24,25 +31,28 @@ fn seeds() -> std::ops::Range<u64> {
     from.parse().expect("a number")..to.parse().expect("a number")
 }
 
+/// Seeds that fail are named, all of them.
 fn run(chaos: Chaos) {
+    let mut failed = 0;
     for seed in seeds() {
-        let life = AssertUnwindSafe(|| World::new(seed, chaos).live());
-        if let Err(panic) = catch_unwind(life) {
+        if catch_unwind(AssertUnwindSafe(|| World::new(seed, chaos).live())).is_err() {
             eprintln!("seed {seed} failed: COMFYGATE_SIM_SEEDS={seed}..{} replays it", seed + 1);
-            std::panic::resume_unwind(panic);
+            failed += 1;
         }
     }
+    assert_eq!(failed, 0, "seeds failed");
 }
 
 /// Whether one of some seeds fails.
 fn is_found(chaos: Chaos) -> bool {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let fails = |seed| catch_unwind(|| World::new(seed, chaos).live()).is_err();
-    let found = (0..200).find(|&seed| fails(seed));
+    let fails = |seed| catch_unwind(|| World::new(seed, chaos).live()).err();
+    let found = (0..1000).find_map(|seed| fails(seed).map(|panic| (seed, panic)));
     std::panic::set_hook(hook);
-    if let Some(seed) = found {
-        eprintln!("found by seed {seed}");
+    if let Some((seed, panic)) = &found {
+        let words = panic.downcast_ref::<String>().map_or("", String::as_str);
+        eprintln!("{:?} is found by seed {seed}: {}", chaos.bug, words.replace('\n', " "));
     }
     found.is_some()
 }
@@ -75,4 +85,14 @@ fn a_gateway_that_dispatches_twice_is_found() {
 #[test]
 fn a_gateway_that_takes_unknown_for_not_sent_is_found() {
     assert!(is_found(Chaos::servers().with(Bug::UnknownIsNotSent)));
+}
+
+#[test]
+fn a_gateway_that_tells_before_it_has_written_is_found() {
+    assert!(is_found(Chaos::all().with(Bug::SkipFsync)));
+}
+
+#[test]
+fn a_gateway_that_does_not_look_after_a_restart_is_found() {
+    assert!(is_found(Chaos::all().with(Bug::BlindRestart)));
 }

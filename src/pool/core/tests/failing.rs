@@ -75,6 +75,69 @@ fn a_job_that_kills_its_servers_is_named_a_poison_job() {
     assert_eq!(failed, ["ended 1 poison job: its server died 3 times while running it"]);
 }
 
+/// What a journal keeps of a job, as the moves tell it.
+fn kept(core: &mut Core, input: Input, now: u64) -> Kept {
+    let mut actions = Vec::new();
+    core.handle(input, Moment(now), &mut actions);
+    let told = actions.into_iter().rev().find_map(|action| match action {
+        Action::Moved { job, phase, attempt, marks }
+        | Action::Marked { job, phase, attempt, marks } => {
+            Some(Kept { job, phase, attempts: attempt, marks, reply: Bytes::new() })
+        }
+        _ => None,
+    });
+    told.expect("something that is kept")
+}
+
+#[test]
+fn a_poison_job_is_stopped_although_the_gateway_restarts_in_between() {
+    let (mut farm, at, _) = running(job(1, 1));
+    let mut kept = kept(&mut farm.core, down(at), 2000);
+    for strike in 1..=3 {
+        // The gateway dies while it waits for the dead server, each time.
+        farm = Farm::of([lane(0), lane(1)]);
+        let Phase::Doubtful(BackendId(at)) = kept.phase else { panic!("{kept:?}") };
+        let mut actions = Vec::new();
+        farm.core.restore(vec![kept.clone()], Moment(farm.now), &mut actions);
+        let again = farm.told(1, at, kept.attempts, Known::Absent);
+        if strike == 3 {
+            let words = "ended 1 poison job: its server died 3 times while running it";
+            assert_eq!(again, [words]);
+            break;
+        }
+        farm.after(5000);
+        let Some(Phase::Sent(BackendId(at))) = farm.phase(1) else { panic!("{strike}") };
+        farm.accepted(1, kept.attempts + 1);
+        farm.started(1, at);
+        kept = self::kept(&mut farm.core, down(at), farm.now);
+        assert_eq!((kept.marks.strikes, kept.marks.began), (strike, true));
+    }
+}
+
+#[test]
+fn a_cancel_is_not_forgotten_by_a_restart() {
+    let (mut farm, at, _) = running(job(1, 1));
+    farm.tell(down(at));
+    let kept = kept(&mut farm.core, Input::Cancel(JobId(1)), 2000);
+    let mut farm = Farm::of([lane(0), lane(1)]);
+    farm.core.restore(vec![kept.clone()], Moment(farm.now), &mut Vec::new());
+    assert_eq!(farm.told(1, at, kept.attempts, Known::Absent), ["ended 1 Cancelled"]);
+}
+
+#[test]
+fn what_must_not_run_twice_fails_when_its_server_was_away_before_it_began_for_all_we_know() {
+    let mut farm = Farm::of([lane(0)]);
+    farm.runs(job(1, 1), 0);
+    farm.submit(Job { once: true, ..job(2, 1) });
+    let taken = farm.accepted(2, VETTING | 1);
+    assert_eq!(taken, ["accept 2", "take 2 0"]);
+    farm.tell(down(0));
+    farm.tell(Input::TakenBack { job: JobId(2), attempt: VETTING | 1, result: TakenBack::Unknown });
+    farm.tell(Input::Lane(lane(0)));
+    let failed = farm.told(2, 0, VETTING | 1, Known::Absent);
+    assert!(failed[0].contains("must not run twice"), "{failed:?}");
+}
+
 #[test]
 fn a_post_that_broke_off_is_asked_for_before_anything_else() {
     let mut farm = Farm::of([lane(0), lane(1)]);
@@ -143,6 +206,7 @@ fn a_restarted_gateway_goes_on_where_it_was() {
         job: Arc::new(job(id, 1)),
         phase,
         attempts,
+        marks: Marks::default(),
         reply: Bytes::new(),
     };
     let mut farm = Farm::of([]);

@@ -110,7 +110,9 @@ fn words(action: &Action) -> String {
             Refusal::Server { status, .. } => format!("refuse {} {status}", job.id.0),
             other => format!("refuse {} {other:?}", job.id.0),
         },
-        Action::Moved { job, phase, .. } => format!("moved {} {phase:?}", job.id.0),
+        Action::Moved { job, phase, .. } | Action::Marked { job, phase, .. } => {
+            format!("moved {} {phase:?}", job.id.0)
+        }
         Action::Ended { job, outcome, .. } => match outcome {
             Outcome::Failed { error } => format!("ended {} {error}", job.id.0),
             other => format!("ended {} {other:?}", job.id.0),

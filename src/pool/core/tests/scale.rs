@@ -10,6 +10,7 @@ fn dispatch_micros(jobs: u64) -> f64 {
     options.max_size = usize::MAX;
     let mut core = Core::new(options);
     let kept = |id: u64| Kept {
+        marks: Marks::default(),
         job: Arc::new(Job { kind: None, ..job(id, (id % 50) as u8) }),
         phase: Phase::Waiting,
         attempts: 0,

@@ -179,6 +179,14 @@ impl Uploads {
         Some(held)
     }
 
+    /// What a name holds, which does not count as a use: the oldest goes first then.
+    pub fn glance(&self, place: &Place) -> Option<Held> {
+        let index = self.index.lock();
+        let entry = index.get(place)?;
+        let (digest, path) = (entry.digest, self.disk.blob(&entry.digest));
+        Some(Held { digest, size: entry.size, added_ms: entry.added_ms, path })
+    }
+
     /// Gives a content a name, if the name is free, `overwrite` is set, or it has that content.
     /// It is durable when this returns. `of` is the content that is compared, which for a mask is
     /// not the one that is kept. Blocks.

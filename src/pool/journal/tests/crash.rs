@@ -1,6 +1,7 @@
 //! Power is lost at every step of writing, thousands of times; what was acknowledged is there.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -31,7 +32,9 @@ impl Machine {
         let bounds = Bounds { max_age: Duration::MAX, ..bounds };
         let (shared, restored, log) = assemble(&dynamic, found, None, bounds, names(), segment);
         let (writer, lock) = (Mutex::new(None), Mutex::new(None));
-        let journal = Journal { shared, disk: dynamic, salt: log.salt(), writer, lock };
+        let (salt, state_dir) = (log.salt(), PathBuf::new());
+        let journal =
+            Journal { shared, disk: dynamic, salt, writer, lock, state_dir, segment_size: segment };
         Self { disk, journal, log, restored }
     }
 

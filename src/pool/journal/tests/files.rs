@@ -63,6 +63,7 @@ fn an_open_job_comes_back_as_it_was() {
     let open = &restored.open[2];
     let kept = open.kept(id_of);
     assert_eq!((kept.phase, kept.attempts), (Phase::Running(BackendId(4)), 2));
+    assert_eq!(kept.marks.strikes, 2);
     assert_eq!(open.remote_id.as_deref(), Some("r10"));
     assert_eq!(open.fingerprint, [10; 32]);
     assert!(kept.reply.starts_with(b"{\"prompt_id\""));
@@ -393,4 +394,32 @@ fn a_full_file_system_is_met_with_clear_words_and_left_again() {
     std::process::Command::new("umount").arg(dir.path()).status().unwrap();
     assert_eq!((recovered, ticket, ended), (Ok(()), Ok(()), Ok(())), "full at {full}");
     assert_eq!(counts, Ok((0, full as usize)));
+}
+
+#[test]
+fn a_journal_that_was_given_away_is_taken_up_again_with_what_the_other_wrote() {
+    let dir = TempDir::new().unwrap();
+    let (journal, _) = open(dir.path());
+    journal.write(accepted(1, 1000)).wait().unwrap();
+    journal.write(accepted(2, 1000)).wait().unwrap();
+    journal.write(ended(1, 500)).wait().unwrap();
+    journal.close();
+    assert!(journal.write(accepted(3, 1000)).wait().is_err(), "it is closed");
+    assert!(journal.write(ended(2, 100)).wait().is_err());
+    assert_eq!(journal.finished().len(), 1, "what was refused has not happened");
+    {
+        let (other, restored) = open(dir.path());
+        assert_eq!((restored.open.len(), restored.finished), (1, 1));
+        assert!(matches!(journal.reopen(), Err(JournalError::InUse(_))));
+        other.write(accepted(4, 1000)).wait().unwrap();
+    }
+    journal.reopen().unwrap();
+    journal.reopen().unwrap();
+    assert_eq!(journal.health(), Ok(()));
+    assert_eq!(journal.entry_blocking(JobId(1)), Some(entry(1, 500)));
+    journal.write(ended(2, 100)).wait().unwrap();
+    journal.write(ended(4, 100)).wait().unwrap();
+    drop(journal);
+    let (_journal, restored) = open(dir.path());
+    assert_eq!((restored.open.len(), restored.finished), (0, 3));
 }

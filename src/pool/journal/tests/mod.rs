@@ -17,7 +17,7 @@ use bytes::Bytes;
 use super::*;
 use crate::backend::BackendId;
 use crate::identity::ClientKey;
-use crate::pool::core::{Outcome, Phase};
+use crate::pool::core::{Marks, Outcome, Phase};
 use crate::pool::job::{Job, Needs, Owner};
 use crate::tasks::kind::Kind;
 
@@ -82,7 +82,9 @@ fn accepted(n: u64, size: usize) -> Change {
 }
 
 fn moved(n: u64, phase: Phase, attempts: u32) -> Change {
-    Change::Moved(Moved { id: JobId(n), phase, attempts, remote_id: Some(format!("r{n}").into()) })
+    let marks = Marks { strikes: attempts, began: false, cancelled: false };
+    let remote_id = Some(format!("r{n}").into());
+    Change::Moved(Moved { id: JobId(n), phase, attempts, marks, remote_id })
 }
 
 fn entry(n: u64, size: usize) -> Bytes {

@@ -74,7 +74,7 @@ async fn rage(
 #[tokio::test(flavor = "multi_thread")]
 async fn every_prompt_ends_right_though_backends_and_gateway_are_killed_all_the_time() {
     let scale = scale();
-    let farm = Farm::start(4, json!({"queue": {"max_retries": 5}})).await;
+    let farm = Farm::start(4, json!({})).await;
     let base = farm.base();
     let clients: Vec<Stubborn> =
         (0..6).map(|n| Stubborn::connect_with(&base, &format!("client-{n}"), n % 2 == 1)).collect();

@@ -40,6 +40,11 @@ impl Farm {
         self.files.path().join(at.to_string()).join("0")
     }
 
+    /// The gateway's state.
+    pub(crate) fn state_dir(&self) -> std::path::PathBuf {
+        self.setup.state_dir()
+    }
+
     pub(crate) fn gateway(&self) -> &Gateway {
         self.gateway.as_ref().unwrap()
     }
@@ -88,6 +93,11 @@ impl Farm {
     /// The task of a prompt.
     pub(crate) async fn task(&self, prompt: &str) -> Value {
         self.gateway().admin(&format!("/lb/tasks/{prompt}")).await.json()
+    }
+
+    /// When the task of a prompt was made.
+    pub(crate) async fn created(&self, prompt: &str) -> jiff::Timestamp {
+        self.task(prompt).await["created_at"].as_str().unwrap().parse().unwrap()
     }
 
     /// Where a prompt runs, once it does.
