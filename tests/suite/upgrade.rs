@@ -1,5 +1,6 @@
 //! `comfygate run --upgrade`: a new process takes the old one's place.
 
+use std::cell::Cell;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -132,7 +133,7 @@ async fn a_successor_that_fails_leaves_the_old_process_serving() {
     let gateway = setup.start().await;
     takes_jobs(&gateway).await;
     let base = format!("http://{}", gateway.data);
-    let client = Arc::new(Stubborn::connect(&base, "stayer"));
+    let client = Stubborn::connect(&base, "stayer");
     let (running, waiting) =
         (client.paint(paced(1, 20.0)).await, client.paint(paced(2, 1.0)).await);
     let mut socket = UnixStream::connect(setup.state_dir().join("upgrade.sock")).unwrap();
@@ -143,13 +144,19 @@ async fn a_successor_that_fails_leaves_the_old_process_serving() {
     socket.write_all(b"release\n").unwrap();
     assert_eq!(next(), "released");
     // A prompt waits for how it ends.
-    let poster = Arc::clone(&client);
-    let posting = tokio::spawn(async move { poster.paint(paced(3, 1.0)).await });
-    gateway.until_logged("the state is handed over").await;
-    assert_eq!(gateway.get("10.0.0.1", "/queue").await.status, 200);
-    assert!(!posting.is_finished());
-    drop((socket, next));
-    let posted = posting.await.unwrap();
+    let answered = Cell::new(false);
+    let posting = async {
+        let prompt = client.paint(paced(3, 1.0)).await;
+        answered.set(true);
+        prompt
+    };
+    let failing = async {
+        gateway.until_logged("the state is handed over").await;
+        assert_eq!(gateway.get("10.0.0.1", "/queue").await.status, 200);
+        assert!(!answered.get());
+        drop((socket, next));
+    };
+    let (posted, ()) = tokio::join!(posting, failing);
     gateway.until_logged("this process goes on").await;
     for (prompt, seed) in [(running, 1), (waiting, 2), (posted, 3)] {
         client.succeeded(&prompt, seed).await;
