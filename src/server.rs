@@ -15,7 +15,7 @@ use log::{error, info, warn};
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::http_proxy;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
 use crate::alerts::{self, Hysteresis};
@@ -184,6 +184,7 @@ impl Server {
             admin::data_port_router(&admin),
             connections.clone(),
         );
+        let signals = Signals::hear()?;
         let listener = listen(self.data)?;
         let address = listener.local_addr()?;
         info!(target: TARGET, "listening on {address}, admin on {admin_address}");
@@ -206,7 +207,7 @@ impl Server {
         }));
         let acceptor = self.acceptor.as_deref();
         tokio::select! {
-            ended = wait_for_signals(&gateway, &self.sources, &operator, acceptor) => ended?,
+            () = wait_for_signals(signals, &gateway, &self.sources, &operator, acceptor) => {}
             () = handed_over => {
                 admin_door.abort();
                 watching.abort();
@@ -299,21 +300,36 @@ fn announce(loaded: &Loaded) {
     }
 }
 
+/// The signals that are handled. One that came before this was made would end the process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn hear() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Handles signals until one of them ends the process.
 async fn wait_for_signals(
+    mut signals: Signals,
     gateway: &Arc<Gateway>,
     sources: &Sources,
     operator: &Operator,
     acceptor: Option<&Acceptor>,
-) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+) {
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => reload(gateway, sources, operator, acceptor).await,
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            _ = signals.hangup.recv() => reload(gateway, sources, operator, acceptor).await,
         }
     }
 }
