@@ -10,7 +10,7 @@ SEEDS ?= 0..10000
 export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak simulate lint fmt bench fuzz deny sbom release check-tools
+.PHONY: help run test soak simulate lint fmt bench fuzz deny sbom release testssl check-tools
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -52,6 +52,10 @@ sbom: ## List everything in the program: target/sbom/comfygate.cdx.json
 
 release: check-tools sbom ## The optimised program with its list of parts
 	$(CARGO) build --locked --release
+
+testssl: check-tools ## Have testssl.sh look for weaknesses in what https serves
+	$(CARGO) build --locked
+	tests/testssl.sh
 
 check-tools: ## Install what building needs and the machine lacks, or name it
 	@tools/check-tools.sh

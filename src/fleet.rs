@@ -200,6 +200,7 @@ mod tests {
             headers: Vec::new(),
             labels: Vec::new(),
             task_types: Vec::new(),
+            tls: config::BackendTls::default(),
         };
         Member { spec, wanted: Wanted::Enabled }
     }

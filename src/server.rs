@@ -15,13 +15,13 @@ use log::{error, info, warn};
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::http_proxy;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
 use crate::alerts::{self, Hysteresis};
 use crate::config::{self, Config, Loaded, Mode, Sources};
-use crate::edge::FrontDoor;
 use crate::edge::tls::Acceptor;
+use crate::edge::{self, FrontDoor};
 use crate::fleet::Fleet;
 use crate::gateway::Gateway;
 use crate::handover::{Estate, Offer, Successor};
@@ -32,7 +32,7 @@ use crate::probe::Prober;
 use crate::proxy::Proxy;
 use crate::registry;
 use crate::state::{State, load_or_make_cookie_key};
-use crate::{access, admin, keeper, logging, pool, summary, tasks};
+use crate::{access, admin, keeper, logging, pool, summary, tasks, upstream};
 
 /// Requests wait this long at most for the first look at the backends.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
@@ -49,7 +49,8 @@ pub struct Server {
     loaded: Loaded,
     data: StdListener,
     admin: StdListener,
-    acceptor: Option<Acceptor>,
+    acceptor: Option<Arc<Acceptor>>,
+    redirect: Option<StdListener>,
     state: Option<Arc<State>>,
     signing_key: SigningKey,
     fleet: Arc<Fleet>,
@@ -85,7 +86,12 @@ impl Server {
         let data = SocketAddr::new(config.server.host, config.server.port);
         let data = inherit(data, "server.port")?;
         let admin = inherit(config.admin.listen, "admin.listen")?;
-        let acceptor = config.server.tls.as_ref().map(Acceptor::new).transpose()?;
+        let tls = config.server.tls.as_ref();
+        let redirect = tls.and_then(|tls| tls.redirect_port).map(|port| {
+            inherit(SocketAddr::new(config.server.host, port), "server.tls.redirect_port")
+        });
+        let redirect = redirect.transpose()?;
+        let acceptor = tls.map(Acceptor::new).transpose().context("server.tls")?.map(Arc::new);
         if let Some(successor) = &mut successor {
             successor.release()?;
         }
@@ -106,6 +112,7 @@ impl Server {
             data,
             admin,
             acceptor,
+            redirect,
             state,
             signing_key,
             fleet,
@@ -128,6 +135,7 @@ impl Server {
     pub async fn run(self) -> Result<()> {
         let config = self.loaded.config.clone();
         announce(&self.loaded);
+        upstream::trust::set_default(&config.backend_tls);
         let fleet = self.fleet;
         let prober = Prober::new(Arc::clone(&fleet), probes(&config))?;
         if let Some(successor) = self.successor {
@@ -155,7 +163,8 @@ impl Server {
         tokio::spawn(registry::watch::watch(Arc::clone(&gateway)));
         tokio::spawn(Arc::clone(&gateway.warden).tend());
 
-        let shared = [self.data.try_clone()?, self.admin.try_clone()?];
+        let listeners = [&self.data, &self.admin].into_iter().chain(&self.redirect);
+        let shared = listeners.map(StdListener::try_clone).collect::<std::io::Result<_>>()?;
         let admin_listener = listen(self.admin)?;
         let admin_address = admin_listener.local_addr()?;
         let admin = admin::Admin::start(&gateway, &operator);
@@ -171,13 +180,23 @@ impl Server {
         let door = FrontDoor::new(
             Arc::clone(&gateway),
             Arc::new(http_proxy(&server_conf(&config), Proxy::new(Arc::clone(&gateway)))),
-            self.acceptor,
+            self.acceptor.clone(),
             admin::data_port_router(&admin),
             connections.clone(),
         );
+        let signals = Signals::hear()?;
         let listener = listen(self.data)?;
-        info!(target: TARGET, "listening on {}, admin on {admin_address}", listener.local_addr()?);
+        let address = listener.local_addr()?;
+        info!(target: TARGET, "listening on {address}, admin on {admin_address}");
+        if let Some(redirect) = self.redirect {
+            let redirect = listen(redirect)?;
+            info!(target: TARGET, "sending {} to https", redirect.local_addr()?);
+            tokio::spawn(Arc::clone(&door).accept_redirected(redirect, address.port()));
+        }
         tokio::spawn(door.accept(listener));
+        if let Some(acceptor) = &self.acceptor {
+            tokio::spawn(edge::tls::watch::watch(Arc::clone(acceptor)));
+        }
 
         let estate = Estate::new(Arc::clone(&gateway), self.state.clone());
         let offered = self.state.as_ref().map(|_| &*config.state_dir);
@@ -186,8 +205,9 @@ impl Server {
         let keeper = tokio::spawn(keeper::keep(Arc::clone(&gateway), self.state, async {
             let _ = stop.await;
         }));
+        let acceptor = self.acceptor.as_deref();
         tokio::select! {
-            ended = wait_for_signals(&gateway, &self.sources, &operator) => ended?,
+            () = wait_for_signals(signals, &gateway, &self.sources, &operator, acceptor) => {}
             () = handed_over => {
                 admin_door.abort();
                 watching.abort();
@@ -205,7 +225,7 @@ impl Server {
 }
 
 /// Offers this process's place, and waits until it is taken. `state_dir`: if it is this process's.
-async fn hand_over(state_dir: Option<&Path>, listeners: [StdListener; 2], estate: Estate) {
+async fn hand_over(state_dir: Option<&Path>, listeners: Vec<StdListener>, estate: Estate) {
     let Some(state_dir) = state_dir else { return std::future::pending().await };
     match Offer::new(state_dir, listeners) {
         Ok(offer) => offer.taken(estate).await,
@@ -281,26 +301,47 @@ fn announce(loaded: &Loaded) {
     }
 }
 
+/// The signals that are handled. One that came before this was made would end the process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn hear() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Handles signals until one of them ends the process.
 async fn wait_for_signals(
+    mut signals: Signals,
     gateway: &Arc<Gateway>,
     sources: &Sources,
     operator: &Operator,
-) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    acceptor: Option<&Acceptor>,
+) {
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => reload(gateway, sources, operator).await,
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            _ = signals.hangup.recv() => reload(gateway, sources, operator, acceptor).await,
         }
     }
 }
 
 /// Reads the configuration again; an invalid one is refused and the running one stays.
-async fn reload(gateway: &Arc<Gateway>, sources: &Sources, operator: &Operator) {
+async fn reload(
+    gateway: &Arc<Gateway>,
+    sources: &Sources,
+    operator: &Operator,
+    acceptor: Option<&Acceptor>,
+) {
     let loaded = match config::load(sources) {
         Ok(loaded) => loaded,
         Err(problems) => {
@@ -314,6 +355,12 @@ async fn reload(gateway: &Arc<Gateway>, sources: &Sources, operator: &Operator) 
     }
     announce(&loaded);
     let config = loaded.config;
+    if let (Some(acceptor), Some(tls)) = (acceptor, &config.server.tls)
+        && let Err(why) = acceptor.replace(tls)
+    {
+        error!(target: TARGET, "server.tls is refused, the running certificates stay: {why:#}");
+    }
+    upstream::trust::set_default(&config.backend_tls);
     gateway.affinity.set_limits(config.session.ttl, config.session.max_clients);
     gateway.prober.set_options(probes(&config));
     if let Some(pool) = gateway.pool() {

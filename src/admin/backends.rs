@@ -112,6 +112,19 @@ pub(super) struct NewBackend {
     labels: Option<BTreeMap<String, String>>,
     /// Task types that it serves
     task_types: Option<Vec<String>>,
+    /// How its TLS is checked, for an https URL
+    tls: Option<NewTls>,
+}
+
+/// How the TLS of a backend is checked
+#[derive(Deserialize, ToSchema)]
+#[expect(dead_code, reason = "it says what the words must be, and is read again as configuration")]
+struct NewTls {
+    /// The name to ask for and to expect, in place of the URL's
+    server_name: Option<String>,
+    /// Whether any certificate will do
+    #[schema(default = false)]
+    insecure: Option<bool>,
 }
 
 /// Adds a backend

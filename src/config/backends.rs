@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use http::{HeaderName, HeaderValue};
 use url::{Host, Url};
 
+use super::backend_tls::{BackendTls, of_backend};
 use super::checked::Backend;
 use super::endpoint::Endpoint;
 use super::raw::Node;
@@ -122,8 +123,12 @@ fn backend(node: &Node<'_>, name: String, backups: bool) -> Option<Backend> {
         task_types: node.get("task_types").list("give a list of names", |item| {
             item.text(NAME_CURE, |text| is_name(&text).then_some(text))
         }),
+        tls: BackendTls::default(),
     };
-    Some(Backend { endpoint: endpoint(node)?, ..rest })
+    let endpoint = endpoint(node);
+    let is_https = endpoint.as_ref().is_none_or(|endpoint| endpoint.tls);
+    let tls = of_backend(&node.get("tls"), is_https);
+    Some(Backend { endpoint: endpoint?, tls, ..rest })
 }
 
 /// The endpoint of a backend: of its URL, of the plain text it is, or of `host` and `port`.

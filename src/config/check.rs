@@ -9,6 +9,7 @@ use http::uri::Authority;
 use ipnet::IpNet;
 
 use super::auth::{auth, routes, security};
+use super::backend_tls;
 use super::backends::headers;
 use super::checked::{
     AccessLog, Admin, Affinity, Alerts, Backend, Cache, ClientEvents, Config, Failover, Fairness,
@@ -45,6 +46,7 @@ pub(super) fn config(root: &Node<'_>, backends: Vec<Backend>, file: Option<PathB
         queue: queue(&root.get("queue")),
         backends,
         backends_file: file,
+        backend_tls: backend_tls::for_all(&root.get("backend_tls")),
         state_dir: path(&root.get("state_dir")).unwrap_or_else(|| "./state".into()),
         admin: admin(&root.get("admin")),
         auth: auth(&root.get("auth")),
@@ -376,6 +378,11 @@ fn check_proxy_protocol(root: &Node<'_>, config: &Config) {
 /// The two listeners must not want the same port.
 fn check_listeners(root: &Node<'_>, config: &Config) {
     let (server, admin) = (&config.server, config.admin.listen);
+    let redirect = server.tls.as_ref().and_then(|tls| tls.redirect_port);
+    if redirect.is_some_and(|port| port > 0 && (port == server.port || port == admin.port())) {
+        let node = root.get("server").get("tls").get("redirect_port");
+        node.problem("server.port or admin.listen has it; use another one, such as 80".to_owned());
+    }
     if server.port == 0 || server.port != admin.port() || !overlap(server.host, admin.ip()) {
         return;
     }

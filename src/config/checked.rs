@@ -9,6 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::auth::{Auth, Routes, Security};
+use super::backend_tls::BackendTls;
 use super::endpoint::Endpoint;
 use super::resilience::{Outlier, Timeouts};
 use super::secret::Secret;
@@ -36,6 +37,8 @@ pub struct Config {
     pub queue: Queue,
     /// The backends of the file, of `backends_file` and of the environment, merged.
     pub backends: Vec<Backend>,
+    /// How the TLS of backends is checked.
+    pub backend_tls: BackendTls,
     /// Where the file's list of further backends came from.
     pub backends_file: Option<PathBuf>,
     /// Directory of everything that outlives the process, mode 0700.
@@ -82,7 +85,7 @@ pub struct Server {
     pub threads: usize,
     /// Whether responses carry `x-comfygate-backend`.
     pub backend_header: bool,
-    /// Certificate and key files; both readable and parseable when this is `Some`.
+    /// How https is served; the files are readable and fit together when this is `Some`.
     pub tls: Option<Tls>,
     /// Peers whose `X-Forwarded-*` headers are believed.
     pub trusted_proxies: Vec<IpNet>,
@@ -110,6 +113,43 @@ pub enum ProxyProtocol {
 /// `server.tls`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tls {
+    /// Certificates, the default first; never empty.
+    pub certificates: Vec<Pair>,
+    /// The oldest version that is spoken.
+    pub min_version: TlsVersion,
+    /// PEM file with the authorities that sign clients' certificates; `None`: clients have none.
+    pub client_ca: Option<PathBuf>,
+    /// Whether a client must have one.
+    pub client_auth: ClientAuth,
+    /// Whether HTTP/2 is offered.
+    pub http2: bool,
+    /// For how long browsers are told to use https alone; zero: they are not told.
+    pub hsts: Duration,
+    /// Port whose requests are sent here; 0 takes a free one.
+    pub redirect_port: Option<u16>,
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// 1.2
+    V1_2,
+    /// 1.3
+    V1_3,
+}
+
+/// `server.tls.client_auth`: whether a client must have a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// Who has none is not served.
+    Required,
+    /// Who has one must have a good one.
+    Optional,
+}
+
+/// A certificate and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
     /// PEM file with the certificate chain.
     pub cert: PathBuf,
     /// PEM file with the private key.
@@ -380,6 +420,8 @@ pub struct Backend {
     pub labels: Vec<(String, String)>,
     /// What it can do; empty: anything.
     pub task_types: Vec<String>,
+    /// How its TLS is checked.
+    pub tls: BackendTls,
 }
 
 /// `admin`: the admin plane's listener.

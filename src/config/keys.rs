@@ -30,6 +30,20 @@ const BACKEND: &[(&str, Shape)] = &[
     ("headers", Leaf),
     ("labels", Leaf),
     ("task_types", Leaf),
+    ("tls", Map(&[("ca", Leaf), ("server_name", Leaf), ("insecure", Leaf)])),
+];
+
+/// `server.tls`.
+const TLS: &[(&str, Shape)] = &[
+    ("cert", Leaf),
+    ("key", Leaf),
+    ("certificates", Items(&[("cert", Leaf), ("key", Leaf)])),
+    ("min_version", Leaf),
+    ("client_ca", Leaf),
+    ("client_auth", Leaf),
+    ("http2", Leaf),
+    ("hsts", Leaf),
+    ("redirect_port", Leaf),
 ];
 
 /// The whole file.
@@ -43,7 +57,7 @@ pub(super) const FILE: Shape = Map(&[
             ("debug", Leaf),
             ("threads", Leaf),
             ("backend_header", Leaf),
-            ("tls", Map(&[("cert", Leaf), ("key", Leaf)])),
+            ("tls", Map(TLS)),
             ("trusted_proxies", Leaf),
             ("proxy_protocol", Leaf),
             ("public_names", Leaf),
@@ -123,6 +137,7 @@ pub(super) const FILE: Shape = Map(&[
     ),
     ("backends", Items(BACKEND)),
     ("backends_file", Leaf),
+    ("backend_tls", Map(&[("ca", Leaf), ("verify", Leaf)])),
     ("state_dir", Leaf),
     ("admin", Map(&[("listen", Leaf), ("token", Leaf), ("allow_endpoints", Leaf)])),
     ("alerts", Map(&[("webhooks", Leaf), ("queue_above", Leaf)])),

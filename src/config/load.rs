@@ -98,6 +98,10 @@ pub fn backend_of(words: &serde_json::Value) -> Result<super::Backend, Problems>
         let cure = "give the values as texts; only the configuration file may refer to secrets";
         return Err(problem("headers", cure).into());
     }
+    if words.get("tls").and_then(|tls| tls.get("ca")).is_some() {
+        let cure = "only the configuration file may name files; use backend_tls.ca there";
+        return Err(problem("tls.ca", cure).into());
+    }
     // JSON is YAML, in which this key would merge another map in, past the check above.
     if words.get("<<").is_some() {
         return Err(problem("<<", "no such key; remove it").into());

@@ -10,6 +10,7 @@
 //! `conf/comfygate.yaml`; the tests fail while one of them is missing.
 
 mod auth;
+mod backend_tls;
 mod backends;
 mod check;
 mod checked;
@@ -29,11 +30,12 @@ mod tls;
 mod yaml;
 
 pub use auth::{ApiKey, Auth, Forward, Login, Routes, Security, User};
+pub use backend_tls::BackendTls;
 pub use checked::{
-    AccessLog, Admin, Affinity, Alerts, Backend, Cache, ClientEvents, Config, Failover, Fairness,
-    HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerClient, PerUser, Pool,
-    Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Tls,
-    Webhook,
+    AccessLog, Admin, Affinity, Alerts, Backend, Cache, ClientAuth, ClientEvents, Config, Failover,
+    Fairness, HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, Pair, PerClient,
+    PerUser, Pool, Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session,
+    Strategy, Tls, TlsVersion, Webhook,
 };
 pub use command::{CheckArgs, check_file, run_check};
 pub use endpoint::Endpoint;
@@ -44,3 +46,4 @@ pub use quantity::{parse_duration, parse_size, show_duration, show_size};
 pub use resilience::{Outlier, Timeouts};
 pub use restart::differences_needing_restart;
 pub use secret::Secret;
+pub use tls::{Unfit, authorities, certified_key, names as certificate_names};

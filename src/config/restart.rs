@@ -1,6 +1,6 @@
 //! Which changes a reload cannot make.
 
-use super::checked::Config;
+use super::checked::{Config, Tls};
 
 /// What differs between the running and a new configuration and takes effect only at the next
 /// start, as `key: old → new` or `key: changed`. Empty: a reload does it all.
@@ -18,8 +18,9 @@ pub fn differences_needing_restart(old: &Config, new: &Config) -> Vec<String> {
     compare("admin.listen", old.admin.listen.to_string(), new.admin.listen.to_string());
     let shown = |config: &Config| config.state_dir.display().to_string();
     compare("state_dir", shown(old), shown(new));
-    if a.tls != b.tls {
-        differences.push("server.tls: changed".to_owned());
+    let redirects = |tls: &Option<Tls>| tls.as_ref().map(|tls| tls.redirect_port);
+    if redirects(&a.tls) != redirects(&b.tls) {
+        differences.push("server.tls: begun, ended, or its redirect_port changed".to_owned());
     }
     if a.proxy_protocol != b.proxy_protocol {
         differences.push("server.proxy_protocol: changed".to_owned());

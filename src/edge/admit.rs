@@ -206,6 +206,7 @@ impl Desk<'_> {
             address,
             forwarded,
             request_id: self.gateway.request_id(),
+            hsts: if self.tls { super::hsts(self.config) } else { None },
             started: Instant::now(),
             now,
             tab: found.tab,

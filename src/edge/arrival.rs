@@ -121,7 +121,7 @@ pub(super) fn keep_alive(tcp: &TcpStream) {
 pub(super) struct Open(Arc<Gateway>);
 
 impl Open {
-    fn new(gateway: Arc<Gateway>) -> Self {
+    pub(super) fn new(gateway: Arc<Gateway>) -> Self {
         gateway.connections.fetch_add(1, Relaxed);
         Self(gateway)
     }

@@ -21,7 +21,7 @@ use pingora_core::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType,
 };
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
@@ -32,7 +32,13 @@ pub enum Conn {
     Plain(TcpStream, Arc<SocketDigest>),
     /// Inside TLS.
     Tls(Box<TlsStream<TcpStream>>, Arc<SocketDigest>),
+    /// One request of an HTTP/2 connection, which is inside TLS.
+    Request(DuplexStream, Origin),
 }
+
+/// The connection that a request came over.
+#[derive(Debug, Clone)]
+pub struct Origin(UniqueIDType, Arc<SocketDigest>);
 
 impl Conn {
     /// A plain connection.
@@ -47,9 +53,27 @@ impl Conn {
         Self::Tls(Box::new(tls), digest)
     }
 
+    /// A request that came by HTTP/2 over the connection of `origin`, as HTTP/1.1 on `stream`.
+    pub fn request(stream: DuplexStream, origin: &Origin) -> Self {
+        Self::Request(stream, origin.clone())
+    }
+
+    /// What a request over this connection is to know of it.
+    pub fn origin(&self) -> Origin {
+        match self {
+            Self::Plain(_, digest) | Self::Tls(_, digest) => Origin(self.id(), Arc::clone(digest)),
+            Self::Request(_, origin) => origin.clone(),
+        }
+    }
+
+    /// Whether it is one request of HTTP/2.
+    pub fn is_request(&self) -> bool {
+        matches!(self, Self::Request(..))
+    }
+
     /// Whether it is inside TLS.
     pub fn is_tls(&self) -> bool {
-        matches!(self, Self::Tls(..))
+        !matches!(self, Self::Plain(..))
     }
 }
 
@@ -92,6 +116,7 @@ impl AsyncRead for Conn {
         match self.get_mut() {
             Self::Plain(io, _) => Pin::new(io).poll_read(cx, buf),
             Self::Tls(io, _) => Pin::new(io.as_mut()).poll_read(cx, buf),
+            Self::Request(io, ..) => Pin::new(io).poll_read(cx, buf),
         }
     }
 }
@@ -105,6 +130,7 @@ impl AsyncWrite for Conn {
         match self.get_mut() {
             Self::Plain(io, _) => Pin::new(io).poll_write(cx, buf),
             Self::Tls(io, _) => Pin::new(io.as_mut()).poll_write(cx, buf),
+            Self::Request(io, ..) => Pin::new(io).poll_write(cx, buf),
         }
     }
 
@@ -112,6 +138,7 @@ impl AsyncWrite for Conn {
         match self.get_mut() {
             Self::Plain(io, _) => Pin::new(io).poll_flush(cx),
             Self::Tls(io, _) => Pin::new(io.as_mut()).poll_flush(cx),
+            Self::Request(io, ..) => Pin::new(io).poll_flush(cx),
         }
     }
 
@@ -119,6 +146,7 @@ impl AsyncWrite for Conn {
         match self.get_mut() {
             Self::Plain(io, _) => Pin::new(io).poll_shutdown(cx),
             Self::Tls(io, _) => Pin::new(io.as_mut()).poll_shutdown(cx),
+            Self::Request(io, ..) => Pin::new(io).poll_shutdown(cx),
         }
     }
 
@@ -130,6 +158,7 @@ impl AsyncWrite for Conn {
         match self.get_mut() {
             Self::Plain(io, _) => Pin::new(io).poll_write_vectored(cx, bufs),
             Self::Tls(io, _) => Pin::new(io.as_mut()).poll_write_vectored(cx, bufs),
+            Self::Request(io, ..) => Pin::new(io).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -137,6 +166,7 @@ impl AsyncWrite for Conn {
         match self {
             Self::Plain(io, _) => io.is_write_vectored(),
             Self::Tls(io, _) => io.is_write_vectored(),
+            Self::Request(io, ..) => io.is_write_vectored(),
         }
     }
 }
@@ -153,6 +183,7 @@ impl UniqueID for Conn {
         match self {
             Self::Plain(tcp, _) => tcp.as_raw_fd(),
             Self::Tls(tls, _) => tls.get_ref().0.as_raw_fd(),
+            Self::Request(_, origin) => origin.0,
         }
     }
 }
@@ -173,9 +204,7 @@ impl GetProxyDigest for Conn {
 
 impl GetSocketDigest for Conn {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        match self {
-            Self::Plain(_, digest) | Self::Tls(_, digest) => Some(Arc::clone(digest)),
-        }
+        Some(self.origin().1)
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Envelope {
     pub address: IpAddr,
     /// What to tell the backend about the way here.
     pub forwarded: Forwarded,
+    /// What the client's browser is told about coming back by https.
+    pub hsts: Option<HeaderValue>,
     /// Sent upstream and written to the log.
     pub request_id: String,
     /// When its head was complete.

@@ -10,12 +10,14 @@ pub mod chunks;
 pub mod conn;
 mod entry;
 pub mod envelope;
+mod h2;
 pub mod head;
 mod local;
 pub mod metered;
 mod patience;
 mod pooled;
 pub mod proxy_header;
+pub mod redirect;
 mod target;
 pub mod tls;
 mod websocket;
@@ -25,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use http::HeaderValue;
 use log::warn;
 use pingora_core::apps::{HttpPersistentSettings, HttpServerApp};
 use pingora_core::protocols::Stream;
@@ -33,11 +36,12 @@ use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{self, Record};
-use crate::config::ProxyProtocol;
+use crate::config::{Config, ProxyProtocol};
 use crate::gateway::Gateway;
 use crate::logging::TARGET;
 use crate::metrics;
@@ -66,7 +70,7 @@ const LINGER: Duration = Duration::from_secs(2);
 pub struct FrontDoor {
     gateway: Arc<Gateway>,
     proxy: Arc<HttpProxy<Proxy>>,
-    acceptor: Option<Acceptor>,
+    acceptor: Option<Arc<Acceptor>>,
     admin: axum::Router,
     proxy_protocol: ProxyProtocol,
     tasks: TaskTracker,
@@ -77,7 +81,7 @@ impl FrontDoor {
     pub fn new(
         gateway: Arc<Gateway>,
         proxy: Arc<HttpProxy<Proxy>>,
-        acceptor: Option<Acceptor>,
+        acceptor: Option<Arc<Acceptor>>,
         admin: axum::Router,
         tasks: TaskTracker,
     ) -> Arc<Self> {
@@ -116,11 +120,15 @@ impl FrontDoor {
             arrival::set_options(&tcp);
             match &door.acceptor {
                 None => door.serve(Conn::plain(tcp, peer), peer).await,
-                Some(acceptor) => {
-                    if let Ok(Ok(tls)) = timeout(TLS_HANDSHAKE, acceptor.accept(tcp)).await {
+                Some(acceptor) => match timeout(TLS_HANDSHAKE, acceptor.accept(tcp)).await {
+                    Ok(Ok(tls)) if tls::is_http2(&tls) => {
+                        Box::pin(h2::serve(&door, Conn::tls(tls, peer), peer)).await;
+                    }
+                    Ok(Ok(tls)) => {
                         Box::pin(door.serve(Conn::tls(tls, peer), peer)).await;
                     }
-                }
+                    Ok(Err(_)) | Err(_) => {}
+                },
             }
         });
     }
@@ -128,11 +136,13 @@ impl FrontDoor {
     /// Serves one connection, request by request.
     async fn serve(self: Arc<Self>, conn: Conn, peer: SocketAddr) {
         let tls = conn.is_tls();
+        // A request of HTTP/2 is let in already, and answered whatever happens to its connection.
+        let (_never, never) = watch::channel(false);
+        let stopping = if conn.is_request() { never } else { self.gateway.stopping.subscribe() };
         let mut stream = Box::new(Metered::new(conn, Arc::clone(&self.gateway.limits.cuts)));
         let mut settings: Option<HttpPersistentSettings> = None;
         let mut served = 0;
         let mut buffer = BytesMut::new();
-        let stopping = self.gateway.stopping.subscribe();
         // Whoever has just connected is about to ask, and could not know better.
         let mut patience = NEWCOMER;
         loop {
@@ -261,6 +271,12 @@ impl FrontDoor {
         session.set_read_timeout(Some(limits.body_timeout + SLACK));
         session.set_write_timeout(Some(limits.write_timeout + SLACK));
     }
+}
+
+/// What browsers are told about coming back, if anything (RFC 6797).
+fn hsts(config: &Config) -> Option<HeaderValue> {
+    let seconds = config.server.tls.as_ref()?.hsts.as_secs();
+    (seconds > 0).then(|| HeaderValue::try_from(format!("max-age={seconds}")).ok())?
 }
 
 /// When a connection that waits for a request is to end.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::BytesMut;
 use pingora_core::protocols::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_tungstenite::MaybeTlsStream;
 use tokio_util::io::InspectReader;
 
 use super::admit::Handshake;
@@ -188,18 +188,17 @@ async fn try_open(
 async fn connect(backend: &Backend, limit: Duration) -> io::Result<Box<dyn Io>> {
     let address = backend.live.address.load().as_deref().copied();
     let address = address.ok_or_else(|| io::Error::other("its name does not resolve"))?;
-    let tcp = timeout(limit, TcpStream::connect(address))
-        .await
-        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    tcp.set_nodelay(true)?;
-    keep_alive(&tcp);
-    if backend.spec.endpoint.tls {
-        let tls = timeout(limit, upstream::tls(&backend.spec.endpoint.host, tcp))
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-        return Ok(Box::new(tls));
+    match upstream::socket::connect(backend, address, limit).await? {
+        MaybeTlsStream::Plain(tcp) => {
+            keep_alive(&tcp);
+            Ok(Box::new(tcp))
+        }
+        MaybeTlsStream::Rustls(tls) => {
+            keep_alive(tls.get_ref().0);
+            Ok(Box::new(tls))
+        }
+        other => Ok(Box::new(other)),
     }
-    Ok(Box::new(tcp))
 }
 
 fn request_head(

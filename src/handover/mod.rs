@@ -6,7 +6,7 @@
 //!
 //! | New | Old |
 //! |---|---|
-//! | `comfygate upgrade 1` | `listeners`, with the descriptors of both listening sockets |
+//! | `comfygate upgrade 1` | `listeners`, with the descriptors of the listening sockets |
 //! | `release`, once all is prepared that needs no state | |
 //! | | takes no more prompts, closes journal, event sockets and state; `released` |
 //! | opens them; `serving` | |

@@ -26,12 +26,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// A place that is offered.
 pub struct Offer {
     socket: UnixListener,
-    listeners: Arc<[TcpListener; 2]>,
+    listeners: Arc<[TcpListener]>,
 }
 
 impl Offer {
     /// Offers the place of this process, which has `state_dir` for itself. Wants a Tokio runtime.
-    pub fn new(state_dir: &Path, listeners: [TcpListener; 2]) -> io::Result<Self> {
+    pub fn new(state_dir: &Path, listeners: Vec<TcpListener>) -> io::Result<Self> {
         let path = state_dir.join(SOCKET);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -39,7 +39,7 @@ impl Offer {
         }
         let socket = UnixListener::bind(&path)?;
         std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-        Ok(Self { socket, listeners: Arc::new(listeners) })
+        Ok(Self { socket, listeners: listeners.into() })
     }
 
     /// Waits until a successor has taken the place.
@@ -68,7 +68,7 @@ impl Offer {
 /// Hands over, or keeps everything. Blocks.
 fn negotiate(
     mut wire: Wire,
-    listeners: &[TcpListener; 2],
+    listeners: &[TcpListener],
     estate: &Estate,
     runtime: &Handle,
 ) -> io::Result<()> {

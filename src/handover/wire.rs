@@ -19,6 +19,8 @@ pub(super) const RELEASED: &str = "released";
 pub(super) const SERVING: &str = "serving";
 pub(super) const GO: &str = "go";
 
+/// For clients, for operators, and for what is sent to https.
+const LISTENERS_MOST: usize = 3;
 /// Bytes of a line at most.
 const MAX_LINE: usize = 1024;
 
@@ -57,11 +59,11 @@ impl Wire {
         if heard == line { Ok(()) } else { Err(io::Error::other(heard)) }
     }
 
-    pub(super) fn say_listeners(&mut self, listeners: &[TcpListener; 2]) -> io::Result<()> {
+    pub(super) fn say_listeners(&mut self, listeners: &[TcpListener]) -> io::Result<()> {
         let line = format!("{LISTENERS}\n");
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(LISTENERS_MOST))];
         let mut beside = SendAncillaryBuffer::new(&mut space);
-        let descriptors = [listeners[0].as_fd(), listeners[1].as_fd()];
+        let descriptors: Vec<_> = listeners.iter().map(TcpListener::as_fd).collect();
         if !beside.push(SendAncillaryMessage::ScmRights(&descriptors)) {
             return Err(io::ErrorKind::OutOfMemory.into());
         }
@@ -73,7 +75,7 @@ impl Wire {
     pub(super) fn hear_listeners(&mut self, within: Duration) -> io::Result<Vec<TcpListener>> {
         self.0.set_read_timeout(Some(within))?;
         let mut first = [0];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(LISTENERS_MOST))];
         let mut beside = RecvAncillaryBuffer::new(&mut space);
         let mut slices = [IoSliceMut::new(&mut first)];
         let got = recvmsg(&self.0, &mut slices, &mut beside, RecvFlags::CMSG_CLOEXEC)?;

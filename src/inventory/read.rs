@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use reqwest::header::HeaderMap;
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::{Capabilities, System};
 use crate::backend::Backend;
+use crate::upstream::clients::Clients;
 
 /// Bytes of a reply to `/system_stats` at most.
 const MAX_STATS: usize = 1 << 20;
@@ -25,19 +26,13 @@ const WAITING_CHUNKS: usize = 4;
 
 /// Reads inventories over HTTP.
 pub(super) struct Reader {
-    client: Client,
+    clients: Clients,
 }
 
 impl Reader {
     pub(super) fn new() -> anyhow::Result<Self> {
-        let client = Client::builder()
-            .http1_only()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .pool_max_idle_per_host(0)
-            .user_agent(concat!("comfygate/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        Ok(Self { client })
+        let clients = Clients::new(|| Client::builder().pool_max_idle_per_host(0))?;
+        Ok(Self { clients })
     }
 
     /// Version and devices.
@@ -79,8 +74,8 @@ impl Reader {
         headers: HeaderMap,
         limit: Duration,
     ) -> Result<Response, String> {
-        let url = format!("{}{path}", backend.spec.endpoint.url());
-        let request = self.client.get(url).headers(headers).timeout(limit);
+        let request = self.clients.request(backend, Method::GET, path);
+        let request = request.headers(headers).timeout(limit);
         let response = request.send().await.map_err(|error| cause(&error))?;
         match response.status() {
             StatusCode::OK => Ok(response),

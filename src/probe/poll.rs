@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use pingora_core::{Error, ErrorType};
 use pingora_load_balancing::health_check::HealthCheck;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Client, Method, Response, StatusCode};
 use serde::Deserialize;
 
 use crate::backend::{Backend, BackendId};
@@ -23,6 +23,7 @@ use crate::comfy::queue_count::QueueCount;
 use crate::config;
 use crate::fleet::Fleet;
 use crate::health::Outcome;
+use crate::upstream::clients::Clients;
 
 /// Bytes of a reply at most.
 const MAX_REPLY: usize = 160 << 20;
@@ -36,7 +37,7 @@ const MAX_LIGHT_REPLY: usize = 64 << 10;
 /// Polls backends of a fleet for their queue depth.
 pub struct QueueCheck {
     fleet: Arc<Fleet>,
-    client: Client,
+    clients: Clients,
     options: ArcSwap<Options>,
     habits: Mutex<HashMap<BackendId, Habit>>,
 }
@@ -67,15 +68,9 @@ enum PollError {
 impl QueueCheck {
     /// A check for the backends of `fleet`.
     pub fn new(fleet: Arc<Fleet>, options: &config::HealthCheck) -> anyhow::Result<Self> {
-        let client = Client::builder()
-            .http1_only()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .pool_max_idle_per_host(1)
-            .user_agent(concat!("comfygate/", env!("CARGO_PKG_VERSION")))
-            .build()?;
+        let clients = Clients::new(|| Client::builder().pool_max_idle_per_host(1))?;
         let options = ArcSwap::from_pointee(Options::from(options));
-        Ok(Self { fleet, client, options, habits: Mutex::default() })
+        Ok(Self { fleet, clients, options, habits: Mutex::default() })
     }
 
     /// Polls differently from now on.
@@ -155,8 +150,8 @@ impl QueueCheck {
         for (name, value) in header_pairs(&backend.spec.headers) {
             headers.insert(name, value);
         }
-        self.client
-            .get(format!("{}{path}", backend.spec.endpoint.url()))
+        self.clients
+            .request(backend, Method::GET, path)
             .headers(headers)
             .timeout(options.timeout)
             .send()

@@ -7,10 +7,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use serde::Deserialize;
-use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Message, protocol::WebSocketConfig};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use super::Prober;
 use super::poll::header_pairs;
@@ -19,14 +16,13 @@ use crate::clock::Moment;
 use crate::config::Secret;
 use crate::fleet::Fleet;
 use crate::health::Health;
+use crate::upstream::socket::{self, Socket};
 
 /// Pause before a lost socket is opened again, doubled with each failure up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Broadcast images can be large; anything above this ends the socket.
 const MAX_MESSAGE: usize = 64 << 20;
-
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// Listens to a backend whenever it is up, until it is removed.
 pub(super) async fn listen_for_ever(fleet: Arc<Fleet>, id: BackendId, prober: Arc<Prober>) {
@@ -59,24 +55,17 @@ pub(super) async fn listen_for_ever(fleet: Arc<Fleet>, id: BackendId, prober: Ar
 }
 
 async fn connect(backend: &Backend, probe_headers: &[(String, Secret)]) -> Option<Socket> {
-    let endpoint = &backend.spec.endpoint;
-    let scheme = if endpoint.tls { "wss" } else { "ws" };
     // A sid of our own, new each time: ComfyUI drops a new socket's registration when an old
     // one under the same sid ends.
     let sid = uuid::Uuid::new_v4().simple();
-    let url =
-        format!("{scheme}://{}{}/ws?clientId=comfygate-{sid}", endpoint.authority(), endpoint.base);
-    let mut request = url.into_client_request().ok()?;
+    let mut request = socket::request(backend, &format!("/ws?clientId=comfygate-{sid}"))?;
     for (name, value) in header_pairs(probe_headers).chain(header_pairs(&backend.spec.headers)) {
         request.headers_mut().insert(name, value);
     }
     let config = WebSocketConfig::default()
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE));
-    tokio_tungstenite::connect_async_with_config(request, Some(config), true)
-        .await
-        .ok()
-        .map(|(socket, _)| socket)
+    socket::open(backend, request, config).await
 }
 
 async fn listen(mut socket: Socket, backend: &Backend, fleet: &Fleet) {

@@ -8,7 +8,7 @@ use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use http::{HeaderValue, Request, Response, Uri, header};
+use http::{HeaderName, HeaderValue, Request, Response, Uri, header};
 use http_body::Body as _;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
@@ -28,13 +28,14 @@ pub(super) enum Answered {
     Refused(Rejection),
 }
 
-/// Serves one request. The service gets `visit` as an extension; `body_limit` bounds the body.
+/// Serves one request. The service gets `visit` as an extension; `body_limit` bounds the body;
+/// the answer gets these headers `more`.
 pub(super) async fn answer(
     session: &mut Session,
     service: Router,
     body_limit: BodyLimit,
     visit: Visit,
-    cookies: &[String],
+    more: Vec<(HeaderName, HeaderValue)>,
 ) -> Result<Answered> {
     let (sender, mut receiver) = mpsc::channel::<io::Result<Bytes>>(1);
     let body = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
@@ -68,7 +69,7 @@ pub(super) async fn answer(
         Some(Fed::Whole) | None if !session.is_body_done() => session.set_keepalive(None),
         Some(Fed::Whole) | None => {}
     }
-    write(session, response, cookies).await?;
+    write(session, response, more).await?;
     Ok(Answered::Done)
 }
 
@@ -121,14 +122,18 @@ fn expects_continue(request: &Request<Body>) -> bool {
     expect.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-async fn write(session: &mut Session, response: Response<Body>, cookies: &[String]) -> Result<()> {
+async fn write(
+    session: &mut Session,
+    response: Response<Body>,
+    more: Vec<(HeaderName, HeaderValue)>,
+) -> Result<()> {
     let (parts, body) = response.into_parts();
     let mut head = ResponseHeader::build(parts.status, Some(parts.headers.len() + 2))?;
     for (name, value) in &parts.headers {
         head.append_header(name.clone(), value.clone())?;
     }
-    for cookie in cookies {
-        head.append_header(header::SET_COOKIE, cookie)?;
+    for (name, value) in more {
+        head.append_header(name, value)?;
     }
     if let Some(length) = body.size_hint().exact()
         && !parts.headers.contains_key(header::CONTENT_LENGTH)

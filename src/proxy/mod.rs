@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::HeaderName;
-use http::header::CONNECTION;
+use http::header::{CONNECTION, SET_COOKIE, STRICT_TRANSPORT_SECURITY};
+use http::{HeaderName, HeaderValue};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -271,6 +271,9 @@ impl ProxyHttp for Proxy {
             response.insert_header("x-comfygate-backend", destination.backend.name())?;
         }
         let Some(envelope) = &journey.envelope else { return Ok(()) };
+        if let Some(hsts) = &envelope.hsts {
+            response.insert_header(STRICT_TRANSPORT_SECURITY, hsts.clone())?;
+        }
         for cookie in &envelope.set_cookies {
             response.append_header("set-cookie", cookie)?;
         }
@@ -354,7 +357,8 @@ impl ProxyHttp for Proxy {
             session.set_keepalive(None);
         }
         if session.response_written().is_none() {
-            let _ = respond(session, &refused).await;
+            let hsts = journey.envelope.as_deref().and_then(|envelope| envelope.hsts.clone());
+            let _ = respond(session, &refused, hsts).await;
             self.gateway.metrics.rejected(refused.kind);
         }
         journey.refused = Some(refused);
@@ -417,8 +421,10 @@ impl Proxy {
         }
         let limit = envelope.body_limit;
         let visit = Visit::of(envelope);
-        let cookies = &envelope.set_cookies;
-        let answered = local::answer(session, service, limit, visit, cookies).await?;
+        let cookies = envelope.set_cookies.iter().filter_map(|text| text.parse().ok());
+        let hsts = envelope.hsts.clone().map(|value| (STRICT_TRANSPORT_SECURITY, value));
+        let more = cookies.map(|value| (SET_COOKIE, value)).chain(hsts).collect();
+        let answered = local::answer(session, service, limit, visit, more).await?;
         match answered {
             Answered::Done => Ok(true),
             Answered::Refused(refused) => Err(journey.refuse(refused)),
@@ -447,10 +453,17 @@ impl Proxy {
     }
 }
 
-async fn respond(session: &mut Session, refused: &Rejection) -> Result<()> {
+async fn respond(
+    session: &mut Session,
+    refused: &Rejection,
+    hsts: Option<HeaderValue>,
+) -> Result<()> {
     let mut response = ResponseHeader::build(refused.kind.status(), Some(6))?;
     for (name, value) in refused.headers() {
         response.insert_header(name, value)?;
+    }
+    if let Some(hsts) = hsts {
+        response.insert_header(STRICT_TRANSPORT_SECURITY, hsts)?;
     }
     session.write_response_header(Box::new(response), false).await?;
     session.write_response_body(Some(refused.body()), true).await

@@ -251,6 +251,7 @@ fn spec(label: &str, registration: &Registration) -> config::Backend {
         headers: Vec::new(),
         labels: Vec::new(),
         task_types: registration.task_types.clone(),
+        tls: config::BackendTls::default(),
     }
 }
 

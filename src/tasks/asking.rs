@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::{Client, RequestBuilder, Response};
+use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::Value;
 
 use crate::backend::Backend;
@@ -12,6 +12,7 @@ use crate::comfy::queue_count::QueueCount;
 use crate::comfy::queue_items::QueueItems;
 use crate::config::HealthCheck;
 use crate::probe::poll::header_pairs;
+use crate::upstream::clients::Clients;
 
 /// Bytes of a queue at most.
 const MAX_QUEUE: usize = 64 << 20;
@@ -31,20 +32,15 @@ pub enum Silence {
 
 /// Asks backends.
 pub struct Asker {
-    client: Option<Client>,
+    clients: Option<Clients>,
 }
 
 impl Default for Asker {
     fn default() -> Self {
-        let client = Client::builder()
-            .http1_only()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .pool_max_idle_per_host(4)
-            .pool_idle_timeout(Duration::from_secs(30))
-            .user_agent(concat!("comfygate/", env!("CARGO_PKG_VERSION")))
-            .build();
-        Self { client: client.ok() }
+        let kind = || {
+            Client::builder().pool_max_idle_per_host(4).pool_idle_timeout(Duration::from_secs(30))
+        };
+        Self { clients: Clients::new(kind).ok() }
     }
 }
 
@@ -88,8 +84,8 @@ impl Asker {
         path: &str,
         body: &Value,
     ) -> Result<(), Silence> {
-        let client = self.client.as_ref().ok_or(Silence::Useless)?;
-        let request = client.post(url(backend, path)).json(body);
+        let clients = self.clients.as_ref().ok_or(Silence::Useless)?;
+        let request = clients.request(backend, Method::POST, path).json(body);
         send(request, backend, options).await.map(drop)
     }
 
@@ -99,13 +95,9 @@ impl Asker {
         options: &HealthCheck,
         path: &str,
     ) -> Result<Response, Silence> {
-        let client = self.client.as_ref().ok_or(Silence::Useless)?;
-        send(client.get(url(backend, path)), backend, options).await
+        let clients = self.clients.as_ref().ok_or(Silence::Useless)?;
+        send(clients.request(backend, Method::GET, path), backend, options).await
     }
-}
-
-fn url(backend: &Backend, path: &str) -> String {
-    format!("{}{path}", backend.spec.endpoint.url())
 }
 
 async fn send(

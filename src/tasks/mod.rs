@@ -287,6 +287,7 @@ mod tests {
             headers: Vec::new(),
             labels: Vec::new(),
             task_types: Vec::new(),
+            tls: config::BackendTls::default(),
         };
         let fleet = Fleet::new();
         let wanted = crate::backend::Wanted::Enabled;

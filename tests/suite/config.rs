@@ -540,7 +540,10 @@ fn with_tls(cert: &str, key: &str) -> Result<Loaded, Problems> {
 #[test]
 fn tls_wants_a_certificate_and_the_key_it_was_made_with() {
     let tls = with_tls("server.pem", "server.key").unwrap().config.server.tls.unwrap();
-    assert!(tls.cert.ends_with("server.pem") && tls.key.ends_with("server.key"));
+    assert!(
+        tls.certificates[0].cert.ends_with("server.pem")
+            && tls.certificates[0].key.ends_with("server.key")
+    );
     for (cert, key, at, expected) in [
         ("nowhere.pem", "server.key", "server.tls.cert", "cannot be read (No such file"),
         ("server.key", "server.key", "server.tls.cert", "holds none; name a readable PEM file"),

@@ -26,6 +26,7 @@ mod strict;
 mod support;
 mod tasks;
 mod threats;
+mod tls;
 mod upgrade;
 mod websocket;
 mod zones;

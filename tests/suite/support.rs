@@ -22,6 +22,7 @@ pub(crate) mod process;
 pub(crate) mod recorder;
 pub(crate) mod setup;
 pub(crate) mod socket;
+pub(crate) mod tls;
 
 use std::time::{Duration, Instant};
 

@@ -29,6 +29,7 @@ use crate::backend::Backend;
 use crate::outlier::warden::Warden;
 use crate::probe::poll::header_pairs;
 use crate::upstream::CONNECT_TIMEOUT;
+use crate::upstream::clients::Clients;
 
 /// Bytes of a verdict at most: errors of a large graph name the lists of choices.
 pub const MAX_REPLY: usize = 16 << 20;
@@ -57,9 +58,9 @@ pub enum Silence {
 /// Talks to backends. Shared by all.
 pub struct Ask {
     /// A connection for each request.
-    alone: Client,
+    alone: Clients,
     /// Connections that are kept.
-    kept: Client,
+    kept: Clients,
     /// Who hears how prompts fare.
     warden: Option<Arc<Warden>>,
 }
@@ -67,20 +68,17 @@ pub struct Ask {
 impl Ask {
     /// One that has not talked to anybody yet.
     pub fn new() -> anyhow::Result<Self> {
-        let client = |kept: usize| {
-            Client::builder()
-                .http1_only()
-                .no_proxy()
-                .redirect(reqwest::redirect::Policy::none())
-                .retry(reqwest::retry::never())
-                .connect_timeout(CONNECT_TIMEOUT)
-                .pool_max_idle_per_host(kept)
-                .pool_idle_timeout(IDLE_TIMEOUT)
-                .tcp_nodelay(true)
-                .user_agent(concat!("comfygate/", env!("CARGO_PKG_VERSION")))
-                .build()
+        let clients = |kept: usize| {
+            Clients::new(move || {
+                Client::builder()
+                    .retry(reqwest::retry::never())
+                    .connect_timeout(CONNECT_TIMEOUT)
+                    .pool_max_idle_per_host(kept)
+                    .pool_idle_timeout(IDLE_TIMEOUT)
+                    .tcp_nodelay(true)
+            })
         };
-        Ok(Self { alone: client(0)?, kept: client(4)?, warden: None })
+        Ok(Self { alone: clients(0)?, kept: clients(4)?, warden: None })
     }
 
     /// The same; what becomes of prompts is told to a warden.
@@ -107,7 +105,7 @@ impl Ask {
 }
 
 async fn send(
-    client: &Client,
+    clients: &Clients,
     backend: &Backend,
     method: Method,
     path: &str,
@@ -115,7 +113,7 @@ async fn send(
     timeout: Duration,
 ) -> Result<Response, Silence> {
     let mut headers: HeaderMap = header_pairs(&backend.spec.headers).collect();
-    let mut request = client.request(method, format!("{}{path}", backend.spec.endpoint.url()));
+    let mut request = clients.request(backend, method, path);
     if let Some(body) = body {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         request = request.body(body);

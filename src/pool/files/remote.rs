@@ -20,6 +20,7 @@ use super::uploads::{Digest, Held, Spooled, StoreError, Uploads};
 use crate::backend::{Backend, BackendId};
 use crate::config::Secret;
 use crate::probe::poll::header_pairs;
+use crate::upstream::clients::Clients;
 
 /// Backends asked at the same time.
 const AT_ONCE: usize = 16;
@@ -76,23 +77,20 @@ struct Uploaded {
 
 /// Talks to backends about files.
 pub struct Remote {
-    client: Client,
+    clients: Clients,
     headers: ArcSwap<HeaderMap>,
 }
 
 impl Remote {
     /// One for all backends.
     pub fn new() -> anyhow::Result<Self> {
-        let client = Client::builder()
-            .http1_only()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT)
-            .pool_max_idle_per_host(4)
-            .pool_idle_timeout(Duration::from_secs(30))
-            .user_agent(concat!("comfygate/", env!("CARGO_PKG_VERSION")))
-            .build()?;
-        Ok(Self { client, headers: ArcSwap::default() })
+        let clients = Clients::new(|| {
+            Client::builder()
+                .connect_timeout(CONNECT)
+                .pool_max_idle_per_host(4)
+                .pool_idle_timeout(Duration::from_secs(30))
+        })?;
+        Ok(Self { clients, headers: ArcSwap::default() })
     }
 
     /// Headers of the gateway's own requests, as `health_check.headers` gives them.
@@ -204,12 +202,11 @@ impl Remote {
     }
 
     fn request(&self, method: Method, backend: &Backend, target: &str) -> RequestBuilder {
-        let url = format!("{}{target}", backend.spec.endpoint.url());
         let mut headers = (**self.headers.load()).clone();
         for (name, value) in header_pairs(&backend.spec.headers) {
             headers.insert(name, value);
         }
-        self.client.request(method, url).headers(headers)
+        self.clients.request(backend, method, target).headers(headers)
     }
 }
 

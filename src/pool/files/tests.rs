@@ -31,6 +31,7 @@ fn member(name: String, url: &str) -> Member {
         headers: vec![],
         labels: vec![],
         task_types: vec![],
+        tls: config::BackendTls::default(),
     };
     Member { spec, wanted: Wanted::Enabled }
 }

@@ -3,16 +3,15 @@
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::handshake::client::Request;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 
 use crate::backend::Backend;
 use crate::config::{self, Secret};
 use crate::probe::poll::header_pairs;
+use crate::upstream::socket;
+pub(super) use crate::upstream::socket::Socket;
 
 /// A message at most: previews, and results of `SaveImageWebsocket`, are images in full size.
 const MAX_MESSAGE: usize = 256 << 20;
@@ -20,9 +19,6 @@ const MAX_MESSAGE: usize = 256 << 20;
 const READ_BUFFER: usize = 16 << 10;
 
 const IN_A_QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-
-/// A socket to a backend.
-pub(super) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// How sockets are opened.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,18 +42,12 @@ pub(super) async fn connect(backend: &Backend, sid: &str, options: &Options) -> 
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE))
         .read_buffer_size(READ_BUFFER);
-    let connecting = connect_async_with_config(request, Some(limits), true);
-    let (socket, _) = timeout(options.timeout, connecting).await.ok()?.ok()?;
-    Some(socket)
+    timeout(options.timeout, socket::open(backend, request, limits)).await.ok()?
 }
 
 fn request(backend: &Backend, sid: &str, options: &Options) -> Option<Request> {
-    let endpoint = &backend.spec.endpoint;
-    let scheme = if endpoint.tls { "wss" } else { "ws" };
-    let (authority, base) = (endpoint.authority(), &endpoint.base);
     let sid = utf8_percent_encode(sid, IN_A_QUERY);
-    let url = format!("{scheme}://{authority}{base}/ws?clientId={sid}");
-    let mut request = url.into_client_request().ok()?;
+    let mut request = socket::request(backend, &format!("/ws?clientId={sid}"))?;
     for (name, value) in header_pairs(&options.headers).chain(header_pairs(&backend.spec.headers)) {
         request.headers_mut().insert(name, value);
     }

@@ -79,6 +79,7 @@ fn member(port: u16) -> Member {
         headers: Vec::new(),
         labels: Vec::new(),
         task_types: Vec::new(),
+        tls: config::BackendTls::default(),
     };
     Member { spec, wanted: Wanted::Enabled }
 }

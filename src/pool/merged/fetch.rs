@@ -10,7 +10,6 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use reqwest::redirect::Policy;
 use reqwest::{Client, Response};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -18,6 +17,7 @@ use crate::backend::Backend;
 use crate::config::HealthCheck;
 use crate::fleet::View;
 use crate::probe::poll::header_pairs;
+use crate::upstream::clients::Clients;
 
 /// Backends asked at once for one client.
 const AT_ONCE: usize = 64;
@@ -78,26 +78,22 @@ impl<'a> Question<'a> {
 }
 
 /// Asks backends.
-#[derive(Debug)]
 pub struct Fetcher {
-    client: Client,
+    clients: Clients,
     headers: ArcSwap<HeaderMap>,
 }
 
 impl Fetcher {
     /// One that sends the headers of the health check, and each backend's own.
     pub fn new(options: &HealthCheck) -> anyhow::Result<Self> {
-        let client = Client::builder()
-            .http1_only()
-            .no_proxy()
-            .redirect(Policy::none())
-            .connect_timeout(CONNECT)
-            .pool_max_idle_per_host(2)
-            .pool_idle_timeout(Duration::from_secs(30))
-            .user_agent(concat!("comfygate/", env!("CARGO_PKG_VERSION")))
-            .build()?;
+        let clients = Clients::new(|| {
+            Client::builder()
+                .connect_timeout(CONNECT)
+                .pool_max_idle_per_host(2)
+                .pool_idle_timeout(Duration::from_secs(30))
+        })?;
         let headers = ArcSwap::from_pointee(header_pairs(&options.headers).collect());
-        Ok(Self { client, headers })
+        Ok(Self { clients, headers })
     }
 
     /// Sends other headers from now on.
@@ -136,9 +132,9 @@ impl Fetcher {
         for (name, value) in header_pairs(&backend.spec.headers) {
             headers.insert(name, value);
         }
-        let url = format!("{}{}", backend.spec.endpoint.url(), question.path);
         let reading = question.method == Method::GET;
-        let mut request = self.client.request(question.method, url).headers(headers);
+        let request = self.clients.request(backend, question.method, question.path);
+        let mut request = request.headers(headers);
         if !reading {
             request = request.body(question.body);
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 use comfygate::sim::{Sim, SimConfig};
 use serde_json::{Value, json};
 
+use crate::support::tls::{Authority, GATE};
 use crate::support::{Embedded, Setup, numbered};
 
 pub(crate) struct Farm {
@@ -27,6 +28,23 @@ impl Farm {
         let farm = Self::with(count, Some(web_root), json!({"mode": "pool"})).await;
         farm.gateway.takes_jobs_on(farm.sims.len()).await;
         farm
+    }
+
+    /// The same in the mode of `keys`, by https under a public name. Also what Chromium calls the
+    /// certificate's key.
+    pub(crate) async fn secure(web_root: &Path, keys: Value) -> (Self, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let certificate = Authority::new("browsers").issue(&[GATE]);
+        let tls = certificate.write(directory.path(), "server");
+        let pooled = keys["mode"] == "pool";
+        let mut keys = keys;
+        keys["server"] = json!({"tls": tls, "public_names": [GATE]});
+        let mut farm = Self::with(2, Some(web_root), keys).await;
+        farm.url = farm.url.replace("http://127.0.0.1", &format!("https://{GATE}"));
+        if pooled {
+            farm.gateway.takes_jobs_on(2).await;
+        }
+        (farm, certificate.spki_hash())
     }
 
     pub(super) async fn with(count: u64, web_root: Option<&Path>, keys: Value) -> Self {

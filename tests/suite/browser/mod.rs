@@ -8,6 +8,7 @@ mod farm;
 mod login;
 mod page;
 mod pool;
+mod secure;
 
 use std::path::{Path, PathBuf};
 

@@ -33,7 +33,8 @@ const FLAGS: [&str; 12] = [
     "--disable-sync",
     "--no-proxy-server",
     "--window-size=1280,900",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
+    "--host-resolver-rules=MAP gate.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE localhost, \
+     EXCLUDE 127.0.0.1",
 ];
 
 /// The two programs that it takes.
@@ -83,6 +84,11 @@ pub(crate) struct Chrome {
 
 impl Chrome {
     pub(crate) async fn start(programs: &Programs) -> Self {
+        Self::believing(programs, None).await
+    }
+
+    /// One that takes the certificate of a key for good, given as the base64 of its SHA-256.
+    pub(crate) async fn believing(programs: &Programs, key: Option<&str>) -> Self {
         let profile = tempfile::tempdir().unwrap();
         let mut driver = Command::new(&programs.chromedriver)
             .arg("--port=0")
@@ -95,6 +101,7 @@ impl Chrome {
             .expect("chromedriver starts");
         let port = port_of(&mut driver).await;
         let mut flags = FLAGS.map(str::to_owned).to_vec();
+        flags.extend(key.map(|key| format!("--ignore-certificate-errors-spki-list={key}")));
         flags.push(format!("--user-data-dir={}/profile", profile.path().display()));
         let wanted = json!({
             "browserName": "chrome",
@@ -289,7 +296,7 @@ impl Complaints {
 /// The path of an address on loopback without a tab's prefix, and whether it had one.
 fn loopback_path(url: &Value) -> Option<(String, bool)> {
     let url = Url::parse(url.as_str()?).ok()?;
-    matches!(url.host_str(), Some("127.0.0.1" | "localhost")).then_some(())?;
+    matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "gate.example")).then_some(())?;
     let path = url.path();
     let rest = path.strip_prefix("/@").and_then(|rest| rest.find('/').map(|at| &rest[at..]));
     Some((rest.unwrap_or(path).to_owned(), rest.is_some()))

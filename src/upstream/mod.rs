@@ -1,16 +1,17 @@
 //! How the gateway connects to backends.
+//!
+//! There are three ways: Pingora's connector for what it proxies ([`peer`]), reqwest for what the
+//! gateway asks for its own sake ([`clients`]), and WebSockets ([`socket`]). All three believe the
+//! same certificates ([`trust`]).
 
-use std::io;
+pub mod clients;
+pub mod socket;
+pub mod trust;
+
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use pingora_core::upstreams::peer::HttpPeer;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use crate::backend::Backend;
 use crate::comfy::class::Class;
@@ -35,8 +36,13 @@ pub fn peer(
 ) -> Option<Box<HttpPeer>> {
     let address = *backend.live.address.load().as_deref()?;
     let endpoint = &backend.spec.endpoint;
+    let trust = endpoint.tls.then(|| trust::of(backend));
     // Never an empty SNI: Pingora's rustls connector would skip verification.
-    let mut peer = Box::new(HttpPeer::new(address, endpoint.tls, endpoint.host.clone()));
+    let name = trust.as_ref().map_or(&endpoint.host, |trust| &trust.name);
+    let mut peer = Box::new(HttpPeer::new(address, endpoint.tls, name.clone()));
+    if let Some(trust) = trust {
+        trust.ready.set(&mut peer.options);
+    }
     peer.options.connection_timeout = Some(timeouts.connect);
     // With the handshake of TLS.
     peer.options.total_connection_timeout = Some(timeouts.connect * 2);
@@ -58,23 +64,4 @@ fn silence(class: Class, timeouts: &Timeouts) -> Duration {
         Class::Control => timeouts.read,
         Class::Transfer | Class::Custom => timeouts.transfer,
     }
-}
-
-static TLS: LazyLock<Option<TlsConnector>> = LazyLock::new(|| {
-    let mut roots = RootCertStore::empty();
-    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .ok()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Some(TlsConnector::from(Arc::new(config)))
-});
-
-/// Shakes hands with a backend's TLS.
-pub async fn tls(host: &str, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-    let connector = TLS.as_ref().ok_or_else(|| io::Error::other("TLS cannot be set up"))?;
-    connector.connect(name, tcp).await
 }
