@@ -9,6 +9,7 @@
 //! A new key goes into `keys`, into `checked`, into `check` and into
 //! `conf/comfygate.yaml`; the tests fail while one of them is missing.
 
+mod auth;
 mod backends;
 mod check;
 mod checked;
@@ -27,10 +28,11 @@ mod secret;
 mod tls;
 mod yaml;
 
+pub use auth::{ApiKey, Auth, Forward, Login, Routes, Security, User};
 pub use checked::{
-    AccessLog, Admin, Affinity, Alerts, Auth, Backend, Cache, ClientEvents, Config, Failover,
-    Fairness, HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerClient, PerUser,
-    Pool, Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Tls,
+    AccessLog, Admin, Affinity, Alerts, Backend, Cache, ClientEvents, Config, Failover, Fairness,
+    HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerClient, PerUser, Pool,
+    Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Tls,
     Webhook,
 };
 pub use command::{CheckArgs, check_file, run_check};

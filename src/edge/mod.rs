@@ -8,6 +8,7 @@ pub mod admit;
 mod arrival;
 pub mod chunks;
 pub mod conn;
+mod entry;
 pub mod envelope;
 pub mod head;
 mod local;
@@ -42,9 +43,10 @@ use crate::logging::TARGET;
 use crate::metrics;
 use crate::proxy::Proxy;
 use crate::rejection::{Kind, Rejection};
-use admit::{Admission, admit};
+use admit::Admission;
 use arrival::keep_alive;
 use conn::Conn;
+use entry::admitted;
 use head::{NoHead, read_head};
 use metered::Metered;
 use tls::Acceptor;
@@ -139,7 +141,7 @@ impl FrontDoor {
             let Some(length) = head else { return };
             served += 1;
             patience = Duration::ZERO;
-            let admission = admit(&self.gateway, &buffer[..length], peer, tls);
+            let admission = admitted(&self.gateway, &buffer[..length], peer, tls).await;
             match admission {
                 Admission::Proxy { envelope, head, body } => {
                     let limits = self.gateway.config.load();
@@ -190,6 +192,13 @@ impl FrontDoor {
                         return;
                     }
                 }
+                Admission::Answer(answer) => {
+                    let (method, status) = (method_of(&buffer), answer.status.as_u16());
+                    self.gateway.metrics.front.answered(method, status, Duration::ZERO);
+                    return refuse(stream, &answer.to_http1()).await;
+                }
+                // Asked and answered on the way here.
+                Admission::Ask(_) => return,
                 Admission::Refuse(refused) => {
                     return self.turn_away(stream, &buffer[..length], peer, &refused).await;
                 }

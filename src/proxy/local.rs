@@ -34,7 +34,7 @@ pub(super) async fn answer(
     service: Router,
     body_limit: BodyLimit,
     visit: Visit,
-    cookie: Option<&str>,
+    cookies: &[String],
 ) -> Result<Answered> {
     let (sender, mut receiver) = mpsc::channel::<io::Result<Bytes>>(1);
     let body = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
@@ -68,7 +68,7 @@ pub(super) async fn answer(
         Some(Fed::Whole) | None if !session.is_body_done() => session.set_keepalive(None),
         Some(Fed::Whole) | None => {}
     }
-    write(session, response, cookie).await?;
+    write(session, response, cookies).await?;
     Ok(Answered::Done)
 }
 
@@ -121,17 +121,13 @@ fn expects_continue(request: &Request<Body>) -> bool {
     expect.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-async fn write(
-    session: &mut Session,
-    response: Response<Body>,
-    cookie: Option<&str>,
-) -> Result<()> {
+async fn write(session: &mut Session, response: Response<Body>, cookies: &[String]) -> Result<()> {
     let (parts, body) = response.into_parts();
     let mut head = ResponseHeader::build(parts.status, Some(parts.headers.len() + 2))?;
     for (name, value) in &parts.headers {
         head.append_header(name.clone(), value.clone())?;
     }
-    if let Some(cookie) = cookie {
+    for cookie in cookies {
         head.append_header(header::SET_COOKIE, cookie)?;
     }
     if let Some(length) = body.size_hint().exact()

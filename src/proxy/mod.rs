@@ -271,7 +271,7 @@ impl ProxyHttp for Proxy {
             response.insert_header("x-comfygate-backend", destination.backend.name())?;
         }
         let Some(envelope) = &journey.envelope else { return Ok(()) };
-        if let Some(cookie) = &envelope.set_cookie {
+        for cookie in &envelope.set_cookies {
             response.append_header("set-cookie", cookie)?;
         }
         if let Some(tab) = &envelope.tab {
@@ -417,8 +417,8 @@ impl Proxy {
         }
         let limit = envelope.body_limit;
         let visit = Visit::of(envelope);
-        let cookie = envelope.set_cookie.as_deref();
-        let answered = local::answer(session, service, limit, visit, cookie).await?;
+        let cookies = &envelope.set_cookies;
+        let answered = local::answer(session, service, limit, visit, cookies).await?;
         match answered {
             Answered::Done => Ok(true),
             Answered::Refused(refused) => Err(journey.refuse(refused)),

@@ -303,7 +303,9 @@ fn the_files_of_conf_load_without_warnings() {
 fn full_example() -> Value {
     let text = std::fs::read_to_string(in_repo("conf/comfygate.yaml")).unwrap();
     let known = known_keys();
-    let is_key = |name: &str| known.iter().any(|key| key.split('.').any(|part| part == name));
+    let is_key = |name: &str| {
+        known.iter().any(|key| key.split('.').any(|part| part.trim_end_matches("[]") == name))
+    };
     let uncomment = |line: &str| {
         let bare = line.trim_start();
         let key = bare
