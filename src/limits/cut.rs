@@ -72,7 +72,9 @@ mod tests {
         let cuts = Cuts::default();
         for (place, cut) in Cut::ALL.into_iter().enumerate() {
             assert_eq!(cut as usize, place, "{cut:?}");
-            (0..=place).for_each(|_| cuts.count(cut));
+            for _ in 0..=place {
+                cuts.count(cut);
+            }
         }
         let counts: Vec<u64> = cuts.counts().map(|(_, count)| count).collect();
         assert_eq!(counts, [1, 2, 3, 4, 5]);

@@ -133,11 +133,11 @@ async fn bodies_are_as_long_as_their_route_allows() {
     ] {
         let send = async |length: usize, chunked: bool| {
             let body = "x".repeat(length);
-            let (header, body) = match chunked {
-                true => {
-                    (("Transfer-Encoding", "chunked"), format!("{length:x}\r\n{body}\r\n0\r\n\r\n"))
-                }
-                false => (("Content-Length", &*length.to_string()), body),
+            let size = length.to_string();
+            let (header, body) = if chunked {
+                (("Transfer-Encoding", "chunked"), format!("{length:x}\r\n{body}\r\n0\r\n\r\n"))
+            } else {
+                (("Content-Length", size.as_str()), body)
             };
             gateway.raw((http::head("POST", path, &[header]) + &body).as_bytes()).await
         };
