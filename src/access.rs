@@ -94,7 +94,8 @@ pub fn write(record: &Record<'_>) {
 }
 
 fn line(record: &Record<'_>, format: LogFormat, now: Timestamp) -> String {
-    let target: String = record.target.chars().take(MAX_TARGET).collect();
+    let target = crate::auth::key::masked(record.target);
+    let target: String = target.chars().take(MAX_TARGET).collect();
     let seconds = |duration: Option<Duration>| duration.map(|d| d.as_secs_f64());
     match format {
         LogFormat::Json => {

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::affinity::Seconds;
 use crate::affinity::{AffinityMap, Clock, whole_seconds};
+use crate::auth::Auth;
 use crate::backend::{Backend, BackendId, Wanted};
 use crate::clock::Moment;
 use crate::config::Config;
@@ -55,6 +56,8 @@ pub struct Gateway {
     pub trusted: ArcSwap<TrustedProxies>,
     /// Signs cookies and tabs.
     pub signing_key: SigningKey,
+    /// Who may come in.
+    pub auth: Auth,
     /// The prompts that passed.
     pub tasks: Arc<Tasks>,
     /// The farm as one ComfyUI, in pool mode.
@@ -127,6 +130,7 @@ impl Gateway {
         let config = Arc::new(ArcSwap::from_pointee(config));
         Self {
             trusted: ArcSwap::from_pointee(trusted),
+            auth: Auth::new(&config.load(), signing_key.clone()),
             warden: Warden::new(Arc::clone(&fleet), Arc::clone(&config)),
             config,
             fleet,

@@ -4,8 +4,8 @@
 //!
 //! 1. [`server`] has bound the ports; [`edge`] accepts the connection and reads the request's
 //!    head, strictly and within one time ([`edge::head`]).
-//! 2. [`edge::admit`] decides what becomes of it: [`comfy::origin`] keeps other sites out,
-//!    [`identity`] tells who asks.
+//! 2. [`edge::admit`] decides what becomes of it: [`comfy::origin`] keeps other sites out, [`auth`]
+//!    whoever may not come in, [`identity`] tells who asks.
 //! 3. [`gateway`] finds the backend: the one that [`affinity`] remembers, else the one that
 //!    [`selection`] chooses from what [`fleet`] knows; for `/infer/…` a service of [`registry`].
 //! 4. HTTP goes through [`proxy`], the only `ProxyHttp`; a WebSocket through [`relay`];
@@ -25,6 +25,7 @@ pub mod access;
 pub mod admin;
 pub mod affinity;
 pub mod alerts;
+pub mod auth;
 pub mod backend;
 pub mod cli;
 pub mod clock;

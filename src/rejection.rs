@@ -117,6 +117,8 @@ pub struct Rejection {
     pub retry_after: Option<u32>,
     /// The methods that are served, for a wrong one.
     pub allow: Option<&'static str>,
+    /// How credentials may be shown where they are missing.
+    pub challenge: &'static str,
 }
 
 /// The refusal of a request to a backend that holds as many as it may.
@@ -134,6 +136,7 @@ impl Rejection {
             details: String::new(),
             retry_after: None,
             allow: None,
+            challenge: "Bearer",
         }
     }
 
@@ -155,6 +158,13 @@ impl Rejection {
     #[must_use]
     pub fn allow(mut self, methods: &'static str) -> Self {
         self.allow = Some(methods);
+        self
+    }
+
+    /// Says how credentials may be shown.
+    #[must_use]
+    pub fn challenge(mut self, scheme: &'static str) -> Self {
+        self.challenge = scheme;
         self
     }
 
@@ -186,7 +196,7 @@ impl Rejection {
             headers.push(("allow", methods.to_owned()));
         }
         if self.kind == Kind::Unauthorized {
-            headers.push(("www-authenticate", "Bearer".to_owned()));
+            headers.push(("www-authenticate", self.challenge.to_owned()));
         }
         headers
     }

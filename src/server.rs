@@ -291,11 +291,12 @@ fn announce(loaded: &Loaded) {
     }
     info!(target: TARGET, "Loaded {} servers", loaded.config.backends.len());
     let server = &loaded.config.server;
-    if !server.host.is_loopback() && server.trusted_proxies.is_empty() {
-        info!(
+    if !server.host.to_canonical().is_loopback() && !loaded.config.auth.is_on() {
+        warn!(
             target: TARGET,
-            "anyone who reaches {}:{} can use the farm: ComfyUI has no login of its own",
-            server.host, server.port
+            "anyone who reaches {} can use the farm: ComfyUI has no login of its own; set auth \
+             (keys, users or forward), or listen on 127.0.0.1",
+            SocketAddr::new(server.host, server.port)
         );
     }
 }
@@ -366,6 +367,7 @@ async fn reload(
         pool.reload(&config);
     }
     gateway.trust(&config.server.trusted_proxies);
+    gateway.auth.reload(&config);
     logging::set_verbose(config.server.debug);
     operator.reload(config).await;
     gateway.metrics.reloaded(true);

@@ -127,7 +127,7 @@ pub fn router(admin: &Arc<Admin>) -> Router {
 /// The data port's router.
 pub fn data_port_router(admin: &Arc<Admin>) -> Router {
     let router = router_of(Port::Data, admin, endpoints(&admin.gateway), OpenApiRouter::new());
-    router.merge(session::routes(&admin.gateway))
+    router.merge(session::routes(&admin.gateway)).merge(crate::auth::page::routes(&admin.gateway))
 }
 
 fn router_of(
@@ -307,7 +307,7 @@ async fn not_found() -> Rejection {
     Rejection::new(Kind::NotFound, "there is nothing at this address")
 }
 
-async fn wrong_method(method: Method) -> Rejection {
+pub(crate) async fn wrong_method(method: Method) -> Rejection {
     Rejection::new(Kind::MethodNotAllowed, format!("{method} is not served at this address"))
 }
 

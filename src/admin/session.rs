@@ -27,6 +27,10 @@ pub struct Visitor {
     pub by_hand: Option<BackendId>,
     /// When.
     pub now: Seconds,
+    /// From where.
+    pub address: std::net::IpAddr,
+    /// Whether the way here is encrypted.
+    pub secure: bool,
 }
 
 #[derive(Debug, Serialize)]

@@ -13,7 +13,7 @@ use crate::pace::Learnt;
 use crate::probe::Prober;
 
 /// Addresses that are no API of operators and stand in no document; `/` is axum's word for the fallback.
-const NO_API: [&str; 3] = ["/", "/metrics", "/lb/session"];
+const NO_API: [&str; 5] = ["/", "/metrics", "/lb/session", "/lb/login", "/lb/logout"];
 const VERBS: [&str; 5] = ["get", "put", "post", "delete", "patch"];
 
 async fn routers(admin: &str) -> (Router, Router) {

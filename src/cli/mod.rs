@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
+use crate::auth::command::{self as key, KeyArgs};
 use crate::config::{self, CheckArgs, Flags, Sources};
 use crate::server::Server;
 use crate::{conformance, demo, logging, sim};
@@ -49,6 +50,8 @@ enum Command {
     Disable(remote::NamesArgs),
     /// Give backends no new clients
     Drain(remote::NamesArgs),
+    /// Make an API key, or the hash of a password
+    Key(KeyArgs),
     /// Exit 0 when a gateway is ready
     Healthcheck(remote::Target),
 }
@@ -98,6 +101,7 @@ pub fn main() -> ExitCode {
         Command::Enable(args) => ask(remote::want(remote::Verb::Enable, &args)),
         Command::Disable(args) => ask(remote::want(remote::Verb::Disable, &args)),
         Command::Drain(args) => ask(remote::want(remote::Verb::Drain, &args)),
+        Command::Key(args) => key::run(&args),
         Command::Healthcheck(target) => ask(remote::healthcheck(&target)),
     }
     .into()

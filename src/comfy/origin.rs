@@ -17,7 +17,9 @@ pub fn is_foreign(method: &Method, headers: &HeaderMap, public_names: &[String])
     if cross_site && !is_harmless_navigation(method, headers) {
         return true;
     }
-    let Some(origin) = headers.get(header::ORIGIN) else { return false };
+    let origin = headers.get(header::ORIGIN);
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let Some(origin) = origin else { return false };
     let Ok(origin) = origin.to_str() else { return true };
     // Sandboxed frames and local files say "null". ComfyUI lets them pass; so do we unless the
     // browser says that it comes from elsewhere.
@@ -25,9 +27,21 @@ pub fn is_foreign(method: &Method, headers: &HeaderMap, public_names: &[String])
         return cross_site;
     }
     let Some((_, origin)) = origin.split_once("://") else { return true };
-    let named = |name: &str| agree(name, origin);
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    !(host.is_some_and(named) || public_names.iter().any(|name| named(name)))
+    !is_here(origin, host, public_names)
+}
+
+/// Whether a request was sent by a page of ours, as its `Referer` says.
+pub fn refers_here(headers: &HeaderMap, public_names: &[String]) -> bool {
+    let text = |name| headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
+    let referer = text(header::REFERER).and_then(|referer| referer.split_once("://"));
+    let authority = referer.and_then(|(_, rest)| rest.split(['/', '?', '#']).next());
+    authority.is_some_and(|authority| is_here(authority, text(header::HOST), public_names))
+}
+
+/// Whether an authority is the request's host or one of our names.
+fn is_here(authority: &str, host: Option<&str>, public_names: &[String]) -> bool {
+    let named = |name: &str| agree(name, authority);
+    host.is_some_and(named) || public_names.iter().any(|name| named(name))
 }
 
 fn is_harmless_navigation(method: &Method, headers: &HeaderMap) -> bool {
@@ -110,6 +124,21 @@ mod tests {
             [("host", "a"), ("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")];
         assert!(!foreign(&Method::GET, &link, &[]));
         assert!(foreign(&Method::POST, &link, &[]));
+    }
+
+    #[test]
+    fn a_referer_tells_whose_page_it_was() {
+        let refers = |referer: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("host", "a:8100".parse().unwrap());
+            headers.insert("referer", referer.parse().unwrap());
+            refers_here(&headers, &["art.example".to_owned()])
+        };
+        assert!(refers("http://a:8100/@x/") && refers("https://art.example"));
+        for other in ["http://evil.example/?http://a:8100/", "a:8100", "http://a:8101/", ""] {
+            assert!(!refers(other), "{other}");
+        }
+        assert!(!refers_here(&HeaderMap::new(), &[]));
     }
 
     #[test]

@@ -8,12 +8,13 @@ use http::HeaderName;
 use http::uri::Authority;
 use ipnet::IpNet;
 
+use super::auth::{auth, routes, security};
 use super::backend_tls;
 use super::backends::headers;
 use super::checked::{
-    AccessLog, Admin, Affinity, Alerts, Auth, Backend, Cache, ClientEvents, Config, Failover,
-    Fairness, HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerUser, Pool,
-    Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Webhook,
+    AccessLog, Admin, Affinity, Alerts, Backend, Cache, ClientEvents, Config, Failover, Fairness,
+    HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, PerUser, Pool, Priority,
+    ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Webhook,
 };
 use super::not_yet::NOT_YET;
 use super::raw::Node;
@@ -50,6 +51,8 @@ pub(super) fn config(root: &Node<'_>, backends: Vec<Backend>, file: Option<PathB
         state_dir: path(&root.get("state_dir")).unwrap_or_else(|| "./state".into()),
         admin: admin(&root.get("admin")),
         auth: auth(&root.get("auth")),
+        routes: routes(&root.get("routes")),
+        security: security(&root.get("security")),
         log: log(&root.get("log")),
         limits: limits(&root.get("limits")),
         pool: pool(&root.get("pool")),
@@ -129,13 +132,8 @@ fn scheduler(node: &Node<'_>) -> Scheduler {
 }
 
 /// A header's name, in lower case.
-fn header(node: &Node<'_>, cure: &str) -> Option<String> {
+pub(super) fn header(node: &Node<'_>, cure: &str) -> Option<String> {
     node.text(cure, |text| HeaderName::try_from(&text).ok().map(|name| name.to_string()))
-}
-
-fn auth(node: &Node<'_>) -> Auth {
-    let header = header(&node.get("user_header"), "use a header name, such as X-Forwarded-User");
-    Auth { user_header: header }
 }
 
 fn session(node: &Node<'_>) -> Session {
@@ -332,10 +330,11 @@ fn per_user(node: &Node<'_>) -> PerUser {
 
 /// Isolation by user wants somebody who names the users.
 fn check_identity(root: &Node<'_>, config: &Config) {
-    if config.pool.isolation == Isolation::User && config.auth.user_header.is_none() {
+    if config.pool.isolation == Isolation::User && !config.auth.is_on() {
         root.get("pool").get("isolation").problem(
-            "nobody names the users; set auth.user_header to the header in which your \
-             authenticating proxy does, and server.trusted_proxies to its address, or use session"
+            "nobody names the users; give them auth.keys, auth.users or auth.forward, or set \
+             auth.user_header to the header in which your authenticating proxy does, and \
+             server.trusted_proxies to its address, or use session"
                 .to_owned(),
         );
     }

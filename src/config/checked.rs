@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::auth::{Auth, Routes, Security};
 use super::backend_tls::BackendTls;
 use super::endpoint::Endpoint;
 use super::resilience::{Outlier, Timeouts};
@@ -44,8 +45,12 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The admin plane's listener.
     pub admin: Admin,
-    /// Who callers are.
+    /// Who may come in.
     pub auth: Auth,
+    /// What is closed or open beside the preset.
+    pub routes: Routes,
+    /// Which routes are closed without a word.
+    pub security: Security,
     /// Log output.
     pub log: Log,
     /// Bounds of what a client may send.
@@ -428,14 +433,6 @@ pub struct Admin {
     pub token: Option<Secret>,
     /// Networks that servers added at run time may be in; empty: any but link-local ones.
     pub allow_endpoints: Vec<IpNet>,
-}
-
-/// `auth`: who callers are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Auth {
-    /// Header in which an authenticating proxy names the user; believed of
-    /// `server.trusted_proxies` only. Lower case.
-    pub user_header: Option<String>,
 }
 
 /// `log`.

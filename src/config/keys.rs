@@ -142,7 +142,40 @@ pub(super) const FILE: Shape = Map(&[
     ("admin", Map(&[("listen", Leaf), ("token", Leaf), ("allow_endpoints", Leaf)])),
     ("alerts", Map(&[("webhooks", Leaf), ("queue_above", Leaf)])),
     ("log", Map(&[("format", Leaf), ("access", Leaf)])),
-    ("auth", Map(&[("user_header", Leaf)])),
+    ("security", Leaf),
+    ("routes", Map(&[("deny", Leaf), ("allow", Leaf)])),
+    (
+        "auth",
+        Map(&[
+            ("user_header", Leaf),
+            ("required", Leaf),
+            ("admins", Leaf),
+            (
+                "keys",
+                Items(&[
+                    ("name", Leaf),
+                    ("hash", Leaf),
+                    ("expires", Leaf),
+                    ("rate", Leaf),
+                    ("routes", Leaf),
+                    ("rights", Leaf),
+                ]),
+            ),
+            ("users", Items(&[("name", Leaf), ("password_hash", Leaf), ("rights", Leaf)])),
+            ("login", Leaf),
+            ("login_ttl", Leaf),
+            (
+                "forward",
+                Map(&[
+                    ("url", Leaf),
+                    ("user_header", Leaf),
+                    ("headers", Leaf),
+                    ("timeout", Leaf),
+                    ("cache", Leaf),
+                ]),
+            ),
+        ]),
+    ),
     ("cache", Map(&[("size", Leaf)])),
     (
         "limits",
@@ -195,7 +228,7 @@ pub(super) fn check_keys(node: &Node<'_>, shape: &Shape) {
                 }
             }
         }
-        (Items(_), Some(_)) => node.problem("give a list".to_owned()),
+        (Items(_), Some(_)) => node.unknown("give a list".to_owned()),
     }
 }
 

@@ -9,6 +9,7 @@
 //! A new key goes into `keys`, into `checked`, into `check` and into
 //! `conf/comfygate.yaml`; the tests fail while one of them is missing.
 
+mod auth;
 mod backend_tls;
 mod backends;
 mod check;
@@ -29,12 +30,13 @@ mod secret;
 mod tls;
 mod yaml;
 
+pub use auth::{ApiKey, Auth, Forward, Login, Routes, Security, User};
 pub use backend_tls::BackendTls;
 pub use checked::{
-    AccessLog, Admin, Affinity, Alerts, Auth, Backend, Cache, ClientAuth, ClientEvents, Config,
-    Failover, Fairness, HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, Pair,
-    PerUser, Pool, Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session,
-    Strategy, Tls, TlsVersion, Webhook,
+    AccessLog, Admin, Affinity, Alerts, Backend, Cache, ClientAuth, ClientEvents, Config, Failover,
+    Fairness, HealthCheck, History, Isolation, Limits, Log, LogFormat, Mode, Pair, PerUser, Pool,
+    Priority, ProxyProtocol, Queue, RestartHook, Scheduler, Server, Session, Strategy, Tls,
+    TlsVersion, Webhook,
 };
 pub use command::{CheckArgs, check_file, run_check};
 pub use endpoint::Endpoint;

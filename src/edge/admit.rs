@@ -7,12 +7,15 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderName;
-use http::header::{ACCEPT, COOKIE, HOST, ORIGIN, REFERER, UPGRADE};
+use http::header::{ACCEPT, AUTHORIZATION, COOKIE, HOST, ORIGIN, REFERER, UPGRADE};
 
+use super::entry::Comer;
 use super::envelope::Envelope;
 use super::head::{Head, MAX_HEADERS, rewrite};
 use crate::admin::session::Visitor;
 use crate::affinity::{Seconds, whole_seconds};
+use crate::auth::answer::Answer;
+use crate::auth::{Question, Told, credential};
 use crate::comfy::{origin, routes};
 use crate::config::{Affinity, Config};
 use crate::gateway::Gateway;
@@ -53,6 +56,10 @@ pub enum Admission {
     },
     /// An answer at once.
     Refuse(Rejection),
+    /// An answer at once that is no refusal of ours.
+    Answer(Box<Answer>),
+    /// This must be found out first.
+    Ask(Box<Question>),
 }
 
 /// How long a request's body is.
@@ -75,8 +82,9 @@ pub struct Handshake {
 }
 
 /// Headers that identity and the cross-site check look at.
-const LOOKED_AT: [HeaderName; 11] = [
+const LOOKED_AT: [HeaderName; 13] = [
     ACCEPT,
+    AUTHORIZATION,
     COOKIE,
     HOST,
     ORIGIN,
@@ -84,27 +92,34 @@ const LOOKED_AT: [HeaderName; 11] = [
     UPGRADE,
     HeaderName::from_static("sec-fetch-mode"),
     HeaderName::from_static("sec-fetch-site"),
+    credential::X_API_KEY,
     HeaderName::from_static("x-forwarded-for"),
     HeaderName::from_static("x-forwarded-host"),
     HeaderName::from_static("x-forwarded-proto"),
 ];
 
-/// Decides about a whole head.
-pub fn admit(gateway: &Gateway, bytes: &[u8], peer: SocketAddr, tls: bool) -> Admission {
+/// Decides about a whole head, as far as that takes no time; `told` is what was found out about it.
+pub fn admit(
+    gateway: &Gateway,
+    bytes: &[u8],
+    peer: SocketAddr,
+    tls: bool,
+    told: Option<Told>,
+) -> Admission {
     let config = gateway.config.load();
     let mut table = [httparse::EMPTY_HEADER; MAX_HEADERS];
     match Head::parse(bytes, &mut table, &config.limits) {
-        Ok(head) => Desk { gateway, config: &config, bytes, peer, tls }.decide(&head),
+        Ok(head) => Desk { gateway, config: &config, bytes, peer, tls }.decide(&head, told),
         Err(refused) => Admission::Refuse(refused),
     }
 }
 
-struct Desk<'a> {
-    gateway: &'a Gateway,
-    config: &'a Config,
+pub(super) struct Desk<'a> {
+    pub(super) gateway: &'a Gateway,
+    pub(super) config: &'a Config,
     bytes: &'a [u8],
-    peer: SocketAddr,
-    tls: bool,
+    pub(super) peer: SocketAddr,
+    pub(super) tls: bool,
 }
 
 /// Who asks, and what of the target and the cookies is left for the backend.
@@ -117,7 +132,7 @@ struct Identified<'h> {
 }
 
 impl Desk<'_> {
-    fn decide(&self, head: &Head<'_>) -> Admission {
+    fn decide(&self, head: &Head<'_>, told: Option<Told>) -> Admission {
         let limit = self.config.limits.body_size;
         if head.content_length.is_some_and(|length| length > limit) {
             return Admission::Refuse(body_too_large(limit));
@@ -134,22 +149,38 @@ impl Desk<'_> {
         let trusted = self.gateway.trusted.load();
         let address = trusted.client(self.peer.ip(), &headers);
         let now = self.gateway.clock.now();
+        let believed = trusted.contains(self.peer.ip());
+        let named = match self.user(head, believed) {
+            Ok(named) => named,
+            Err(refused) => return Admission::Refuse(refused),
+        };
+        let named = named.as_deref();
+        let pass = match self.enter(head, Comer { headers: &headers, address, named, now, told }) {
+            Ok(pass) => pass,
+            Err(instead) => return instead,
+        };
         let mut found = match self.identify(head, &headers, address, now) {
             Ok(found) => found,
             Err(elsewhere) => return elsewhere,
         };
-        let believed = trusted.contains(self.peer.ip());
-        match self.user(head, believed) {
-            Ok(Some(name)) => found.caller = Caller::User(name),
-            Ok(None) => {}
-            Err(refused) => return Admission::Refuse(refused),
+        if let Some(name) = pass.user {
+            found.caller = Caller::User(name);
         }
-        let without = self.unbelieved(head, believed);
+        let forwarded = trusted.forwarded(self.peer.ip(), &headers, self.tls);
+        let there = |name: &&str| head.all(name).next().is_some();
+        let without: Vec<&str> = pass.hidden.headers(believed).filter(there).collect();
         if found.target == "/lb" || found.target.starts_with("/lb/") {
             let rewritten = !std::ptr::eq(found.target, self.sent_target(head));
             return Admission::Local {
-                visitor: Visitor { caller: found.caller, by_hand: found.by_hand, now },
-                head: rewritten.then(|| rewrite(self.bytes, found.target, &without)),
+                visitor: Visitor {
+                    caller: found.caller,
+                    by_hand: found.by_hand,
+                    now,
+                    address,
+                    secure: forwarded.proto == "https",
+                },
+                // With its credentials: these endpoints have a guard of their own.
+                head: rewritten.then(|| rewrite(self.bytes, found.target, &[])),
             };
         }
         let (service, mark) =
@@ -164,14 +195,15 @@ impl Desk<'_> {
             caller: found.caller,
             peer: self.peer,
             address,
-            forwarded: trusted.forwarded(self.peer.ip(), &headers, self.tls),
+            forwarded,
             request_id: self.gateway.request_id(),
             hsts: if self.tls { super::hsts(self.config) } else { None },
             started: Instant::now(),
             now,
             tab: found.tab,
             by_hand: found.by_hand,
-            set_cookie: found.set_cookie,
+            grant: pass.grant,
+            set_cookies: pass.cookies.into_iter().chain(found.set_cookie).collect(),
             cookies: cookie::without_ours(&headers),
             is_prompt: !pooled && routes::is_prompt_post(&head.method, found.target),
             route: pooled.then(|| Route::of(&head.method, found.target)),
@@ -202,17 +234,6 @@ impl Desk<'_> {
             Some(name) => user::read(head.all(name)),
             None => Ok(None),
         }
-    }
-
-    /// Headers of this request by which somebody who is not believed says who the user is; nobody
-    /// behind this door gets to see them. Without `auth.user_header` users are not kept apart by
-    /// anyone but themselves, as in ComfyUI.
-    fn unbelieved(&self, head: &Head<'_>, believed: bool) -> Vec<&str> {
-        let Some(header) = self.config.auth.user_header.as_deref().filter(|_| !believed) else {
-            return Vec::new();
-        };
-        let there = |name: &&str| head.all(name).next().is_some();
-        [header, user::COMFY_USER].into_iter().filter(there).collect()
     }
 
     /// The task type of `POST /infer/{task_type}`, which is ours once a service has registered.

@@ -7,6 +7,7 @@ use std::time::Instant;
 use http::HeaderValue;
 
 use crate::affinity::Seconds;
+use crate::auth::grant::Grant;
 use crate::backend::{Backend, BackendId};
 use crate::identity::address::Forwarded;
 use crate::identity::mark::Mark;
@@ -38,8 +39,10 @@ pub struct Envelope {
     pub tab: Option<String>,
     /// The backend that the path chooses.
     pub by_hand: Option<BackendId>,
-    /// A session cookie to be set.
-    pub set_cookie: Option<String>,
+    /// By what it was let in.
+    pub grant: Grant,
+    /// Cookies to be set: of a login, of a session.
+    pub set_cookies: Vec<String>,
     /// The client's `Cookie` lines without ours; `None`: as they are.
     pub cookies: Option<Vec<HeaderValue>>,
     /// It queues a prompt of its client's own backend (sticky mode).

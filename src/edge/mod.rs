@@ -6,6 +6,7 @@
 
 pub mod admit;
 pub mod conn;
+mod entry;
 pub mod envelope;
 mod h2;
 pub mod head;
@@ -41,8 +42,9 @@ use crate::logging::TARGET;
 use crate::metrics;
 use crate::proxy::Proxy;
 use crate::rejection::Rejection;
-use admit::{Admission, Body, admit};
+use admit::{Admission, Body};
 use conn::Conn;
+use entry::admitted;
 use head::{NoHead, read_head};
 use tls::Acceptor;
 
@@ -139,7 +141,7 @@ impl FrontDoor {
             let head = self.next_head(&mut stream, &mut buffer, leaving).await;
             let Some(length) = head else { return };
             patience = Duration::ZERO;
-            let admission = admit(&self.gateway, &buffer[..length], peer, tls);
+            let admission = admitted(&self.gateway, &buffer[..length], peer, tls).await;
             match admission {
                 Admission::Proxy { envelope, head, body } => {
                     let request = take_request(&mut buffer, length, head, body);
@@ -180,6 +182,13 @@ impl FrontDoor {
                         return;
                     }
                 }
+                Admission::Answer(answer) => {
+                    let (method, status) = (method_of(&buffer), answer.status.as_u16());
+                    self.gateway.metrics.front.answered(method, status, Duration::ZERO);
+                    return refuse(stream, &answer.to_http1()).await;
+                }
+                // Asked and answered on the way here.
+                Admission::Ask(_) => return,
                 Admission::Refuse(refused) => {
                     self.gateway.metrics.refused(method_of(&buffer), &refused);
                     log_refusal(&buffer[..length], peer, &refused);

@@ -11,6 +11,7 @@ use super::admit::Handshake;
 use super::envelope::Envelope;
 use super::refuse;
 use super::websocket::HANDSHAKE_TIMEOUT;
+use crate::auth::grant::ended;
 use crate::comfy::routes::query_value;
 use crate::gateway::Gateway;
 use crate::pool::Pool;
@@ -50,9 +51,12 @@ pub(super) async fn serve(
     };
     // At once: who comes back to the next process gets what it missed.
     let leaving = gateway.leaving();
+    let access_ended = ended(Arc::clone(gateway), envelope.grant.clone());
     let stop = async move {
-        leaving.await;
-        StopReason::GatewayShutdown
+        tokio::select! {
+            () = leaving => StopReason::GatewayShutdown,
+            () = access_ended => StopReason::AccessEnded,
+        }
     };
     Box::pin(serve_client(stream, pool.hub(), client, stop)).await;
 }

@@ -18,6 +18,7 @@ use super::envelope::{DROPPED, Envelope};
 use super::{keep_alive, refuse, send_and_linger};
 use crate::access::{self, Record};
 use crate::affinity::SocketGuard;
+use crate::auth::grant::ended;
 use crate::backend::{Backend, BackendId, Standing};
 use crate::clock::Moment;
 use crate::comfy::class::Class;
@@ -251,7 +252,8 @@ async fn answer_and_relay(
     answered();
     let _open = OpenSocket::new(gateway, &backend, envelope);
     let prefix = Prefix { backend: behind.freeze(), ..Prefix::default() };
-    let stop = stop_reason(backend.live.watch(), gateway.stopping_hard());
+    let grant = ended(Arc::clone(gateway), envelope.grant.clone());
+    let stop = stop_reason(backend.live.watch(), gateway.stopping_hard(), grant);
     // What passes to clients is how sticky mode sees that a running prompt still runs.
     let live = Arc::clone(&backend.live);
     let upstream = InspectReader::new(upstream, move |bytes: &[u8]| {
@@ -331,6 +333,7 @@ async fn pass_refusal(
 async fn stop_reason(
     mut standing: tokio::sync::watch::Receiver<Standing>,
     stopping: impl Future<Output = ()>,
+    access_ended: impl Future<Output = ()>,
 ) -> StopReason {
     let backend = async {
         match standing.wait_for(|standing| standing.stop_reason().is_some()).await {
@@ -341,6 +344,7 @@ async fn stop_reason(
     tokio::select! {
         reason = backend => reason,
         () = stopping => StopReason::GatewayShutdown,
+        () = access_ended => StopReason::AccessEnded,
     }
 }
 

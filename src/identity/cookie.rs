@@ -12,8 +12,9 @@ use super::session::{Session, SigningKey};
 
 /// The cookie's name.
 pub const NAME: &str = "comfygate_session";
-/// The cookies of the admin port.
-const OF_THE_DASHBOARD: [&str; 3] = ["comfygate_admin", "comfygate_csrf", "comfygate_lang"];
+/// Our other cookies: of a login, and of the admin port.
+const OTHERS: [&str; 4] =
+    [crate::auth::login::NAME, "comfygate_admin", "comfygate_csrf", "comfygate_lang"];
 /// Cookies of our name looked at in one request: a page can set more, none of them signed.
 const MAX_CANDIDATES: usize = 8;
 
@@ -57,7 +58,7 @@ fn our_value(pair: &[u8]) -> Option<&[u8]> {
 /// dashboard sends that cookie to the data port as well, and no backend may see it.
 fn is_ours(pair: &[u8]) -> bool {
     let name = pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
-    our_value(pair).is_some() || OF_THE_DASHBOARD.iter().any(|own| name == own.as_bytes())
+    our_value(pair).is_some() || OTHERS.iter().any(|own| name == own.as_bytes())
 }
 
 /// One header line without our cookie; `None` when nothing is left.

@@ -251,7 +251,7 @@ impl ProxyHttp for Proxy {
         if let Some(hsts) = &envelope.hsts {
             response.insert_header(STRICT_TRANSPORT_SECURITY, hsts.clone())?;
         }
-        if let Some(cookie) = &envelope.set_cookie {
+        for cookie in &envelope.set_cookies {
             response.append_header("set-cookie", cookie)?;
         }
         if let Some(tab) = &envelope.tab {
@@ -398,9 +398,9 @@ impl Proxy {
         }
         let limit = self.gateway.config.load().limits.body_size;
         let visit = Visit::of(envelope);
-        let cookie = envelope.set_cookie.as_deref().and_then(|text| text.parse().ok());
+        let cookies = envelope.set_cookies.iter().filter_map(|text| text.parse().ok());
         let hsts = envelope.hsts.clone().map(|value| (STRICT_TRANSPORT_SECURITY, value));
-        let more = cookie.map(|value| (SET_COOKIE, value)).into_iter().chain(hsts).collect();
+        let more = cookies.map(|value| (SET_COOKIE, value)).chain(hsts).collect();
         let answered = local::answer(session, service, limit, visit, more).await?;
         match answered {
             Answered::Done => Ok(true),

@@ -15,6 +15,8 @@ pub enum StopReason {
     BackendDisabled,
     /// The backend is no longer configured.
     BackendRemoved,
+    /// The client may no longer be here: its key or login ended.
+    AccessEnded,
     /// The gateway itself is going.
     GatewayShutdown,
 }
@@ -27,6 +29,7 @@ impl StopReason {
             Self::BackendEjected => (1012, "backend ejected"),
             Self::BackendDisabled => (1012, "backend disabled"),
             Self::BackendRemoved => (1012, "backend removed"),
+            Self::AccessEnded => (1008, "access ended"),
             Self::GatewayShutdown => (1001, "gateway shutting down"),
         }
     }
@@ -81,6 +84,7 @@ impl EndCause {
             Self::Stopped(StopReason::BackendEjected) => "backend_ejected",
             Self::Stopped(StopReason::BackendDisabled) => "backend_disabled",
             Self::Stopped(StopReason::BackendRemoved) => "backend_removed",
+            Self::Stopped(StopReason::AccessEnded) => "access_ended",
             Self::Stopped(StopReason::GatewayShutdown) => "gateway_shutdown",
             Self::Refused { error: FrameError::Malformed, .. } => "malformed_frame",
             Self::Refused { error: FrameError::TooBig, .. } => "frame_too_big",

@@ -3,6 +3,7 @@
 mod admin;
 mod affinity;
 mod alerts;
+mod auth;
 mod browser;
 mod config;
 mod conformance;

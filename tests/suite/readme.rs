@@ -112,11 +112,24 @@ fn every_command_is_in_the_readme_and_none_besides() {
     assert_eq!(told, there);
 }
 
+#[test]
+fn every_closed_route_is_in_the_readme_with_its_reason() {
+    let told: BTreeMap<&str, &str> = rows("Who may come in").into_iter().collect();
+    let closed = comfygate::auth::preset::all().map(|closed| (closed.rule, closed.why));
+    let closed: BTreeMap<&str, &str> = closed.collect();
+    let told: BTreeMap<&str, &str> =
+        told.into_iter().map(|(rule, why)| (rule, why.trim_end_matches(" |"))).collect();
+    assert_eq!(told, closed);
+}
+
 /// What the README names and no OpenAPI document does, and why not.
 const UNDOCUMENTED: &[(&str, &str)] = &[
     ("GET /metrics", "the format is Prometheus' own"),
     ("GET /lb/session", "the data port's, for everybody"),
     ("POST /lb/session", "the data port's, for everybody"),
+    ("GET /lb/login", "a page of the data port"),
+    ("POST /lb/login", "its form"),
+    ("POST /lb/logout", "its other form"),
     ("POST /infer/{task_type}", "the data port's, answered by a service"),
     ("GET /", "a page"),
     ("GET /login", "a page"),

@@ -126,6 +126,7 @@ async fn each_reason_to_stop_has_its_code_and_the_backend_is_told_too() {
         (StopReason::BackendDown, 1012),
         (StopReason::BackendDisabled, 1012),
         (StopReason::BackendRemoved, 1012),
+        (StopReason::AccessEnded, 1008),
         (StopReason::GatewayShutdown, 1001),
     ] {
         let mut rig = Rig::new(256);

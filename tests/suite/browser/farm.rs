@@ -47,7 +47,7 @@ impl Farm {
         (farm, certificate.spki_hash())
     }
 
-    async fn with(count: u64, web_root: Option<&Path>, keys: Value) -> Self {
+    pub(super) async fn with(count: u64, web_root: Option<&Path>, keys: Value) -> Self {
         let mut sims = Vec::new();
         for seed in 0..count {
             let web_root = web_root.map(Path::to_owned);

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod farm;
+mod login;
 mod page;
 mod pool;
 mod secure;

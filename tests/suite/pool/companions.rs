@@ -6,7 +6,7 @@ use comfygate::sim::{Sim, SimConfig, Tap, TapFrame};
 use serde_json::{Value, json};
 
 use super::painter::{Heard, Painter, paced};
-use super::{pool, quick_farm};
+use super::{pool, quick_farm, ready, setup};
 use crate::support::{Embedded, PATIENCE, eventually};
 
 fn count(painter: &Painter, name: &str) -> usize {
@@ -17,6 +17,12 @@ async fn subscribe(painter: &Painter, sid: &str, enabled: bool) -> u16 {
     let url = format!("{}/internal/logs/subscribe", painter.base);
     let body = json!({"clientId": sid, "enabled": enabled});
     painter.http.patch(url).json(&body).send().await.unwrap().status().as_u16()
+}
+
+/// A gateway that lets its clients read the terminals.
+async fn readable(farm: &[Sim]) -> Embedded {
+    let setup = setup(farm).with(json!({"routes": {"allow": ["PATCH /internal/logs/subscribe"]}}));
+    ready(setup.embed().await, farm.len()).await
 }
 
 /// Runs a prompt on every server, at the same time.
@@ -40,7 +46,7 @@ async fn home(painter: &Painter, gateway: &Embedded) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn lines_of_the_terminal_reach_who_subscribed_and_nobody_else() {
     let farm = quick_farm(2).await;
-    let gateway = pool(&farm).await;
+    let gateway = readable(&farm).await;
     let reader = Painter::connect(&gateway.data, "reader").await;
     let other = Painter::connect(&gateway.data, "other").await;
     run_on_all(&other, &farm).await;
@@ -110,7 +116,7 @@ async fn sockets(sim: &Sim, wanted: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_custom_nodes_answer_reaches_who_asked_it() {
     let mut farm = talkative_farm(2).await;
-    let gateway = pool(&farm).await;
+    let gateway = readable(&farm).await;
     let idle = Painter::connect(&gateway.data, "idle").await;
     let asker = Painter::connect(&gateway.data, "asker").await;
     let at_rest: Vec<_> = farm.iter().map(Sim::sockets).collect();
