@@ -271,6 +271,9 @@ fn origin_form<'b>(
     });
     let Some(rest) = rest else { return Err(bad("the target is neither a path nor a URL")) };
     let path = rest.find('/').ok_or_else(|| bad("the target's URL has no path"))?;
+    if path == 0 {
+        return Err(bad("the target's URL names no host"));
+    }
     let host = values(headers, "host").next().unwrap_or_default();
     if !rest.as_bytes()[..path].eq_ignore_ascii_case(host) {
         return Err(bad("the target names another host than Host"));
@@ -382,6 +385,7 @@ mod tests {
             ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", ""),
             ("GET http://b/x HTTP/1.1\r\nHost: a\r\n\r\n", "another host"),
             ("GET x HTTP/1.1\r\nHost: a\r\n\r\n", "neither a path"),
+            ("GET http:///x HTTP/1.0\r\n\r\n", "names no host"),
             ("POST /prompt#x HTTP/1.1\r\nHost: a\r\n\r\n", "percent-encoded"),
             ("GET /x?q=\"y\" HTTP/1.1\r\nHost: a\r\n\r\n", "percent-encoded"),
             ("GET http://a/<x> HTTP/1.1\r\nHost: a\r\n\r\n", "percent-encoded"),
