@@ -41,7 +41,7 @@ most=100000
 dictionary() {
     case $1 in
         config) echo config ;;
-        cookie | form | forwarded | handshake | head | paths | routes | tab) echo http ;;
+        chunks | cookie | form | forwarded | handshake | head | paths | proxy | routes | tab) echo http ;;
         *) echo json ;;
     esac
 }

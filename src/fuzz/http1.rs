@@ -1,6 +1,7 @@
 //! How hyper reads a request: another reading to compare with.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -82,4 +83,26 @@ pub(super) fn as_hyper_reads(head: &[u8]) -> Option<Seen> {
         server.max_headers(256).max_buf_size(1 << 20).serve_connection(Wire(head), service);
     let _ = connection.now_or_never();
     seen.lock().take()
+}
+
+/// The body of a whole request, to its end; `None` when hyper does not come to one.
+pub(super) fn body_as_hyper_reads(request: &[u8]) -> Option<Vec<u8>> {
+    let read = Arc::new(Mutex::new(None));
+    let slot = Arc::clone(&read);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let slot = Arc::clone(&slot);
+        async move {
+            let mut body = request.into_body();
+            let mut bytes = Vec::new();
+            while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+                let Ok(frame) = frame else { return Ok(Response::new(String::new())) };
+                bytes.extend(frame.into_data().unwrap_or_default());
+            }
+            *slot.lock() = Some(bytes);
+            Ok::<_, Infallible>(Response::new(String::new()))
+        }
+    });
+    let server = hyper::server::conn::http1::Builder::new();
+    let _ = server.serve_connection(Wire(request), service).now_or_never();
+    read.lock().take()
 }

@@ -14,6 +14,7 @@
 
 mod bytes;
 mod config;
+mod edge;
 mod events;
 mod head;
 mod history;
@@ -32,6 +33,7 @@ pub use crate::pool::files::fuzz::form;
 pub use crate::pool::journal::fuzz::journal;
 pub(crate) use bytes::Input;
 pub use config::config;
+pub use edge::{chunks, proxy};
 pub use events::events;
 pub(crate) use head::block_on;
 pub use head::head;
@@ -51,6 +53,7 @@ pub type Target = fn(&[u8]);
 
 /// Every target by its name, which its corpus and its program have too.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("chunks", chunks),
     ("config", config),
     ("cookie", cookie),
     ("events", events),
@@ -64,6 +67,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("journal", journal),
     ("paths", paths),
     ("prompt", prompt),
+    ("proxy", proxy),
     ("queue", queue),
     ("references", references),
     ("registration", registration),
