@@ -24,7 +24,7 @@ struct Made {
     entry: Value,
 }
 
-fn made(name: &str, more: Value) -> Made {
+fn made(name: &str, more: &Value) -> Made {
     let key = key::new();
     let hash = key::show_hash(&key::hash(key.as_bytes()));
     let mut entry = json!({"name": name, "hash": hash});
@@ -60,8 +60,8 @@ async fn ask(address: std::net::SocketAddr, line: (&str, &str), headers: &[(&str
 #[tokio::test]
 async fn nothing_comes_in_without_a_key_that_holds_over_http_and_websockets() {
     let fake = Fake::replying("{}").await;
-    let plain = made("plain", json!({}));
-    let old = made("old", json!({"expires": "2026-01-01", "rights": ["admin"]}));
+    let plain = made("plain", &json!({}));
+    let old = made("old", &json!({"expires": "2026-01-01", "rights": ["admin"]}));
     let keys = json!({"auth": {"keys": [plain.entry, old.entry]}});
     let gateway = before(&fake).with(keys).start().await;
     let (bearer, expired) = (format!("Bearer {}", plain.key), format!("bearer {}", old.key));
@@ -111,7 +111,7 @@ async fn nothing_comes_in_without_a_key_that_holds_over_http_and_websockets() {
 #[tokio::test]
 async fn what_lets_a_caller_in_reaches_no_backend() {
     let fake = Fake::replying("{}").await;
-    let ci = made("ci", json!({}));
+    let ci = made("ci", &json!({}));
     let backend =
         json!({"name": "a", "url": fake.url(), "headers": {"Authorization": "Basic own"}});
     let keys = json!({"backends": [backend], "auth": {"keys": [ci.entry], "users": [user("anna")]},
@@ -166,7 +166,7 @@ async fn without_auth_a_backends_own_credentials_pass() {
 #[tokio::test]
 async fn a_key_in_an_address_is_refused_and_does_not_stand_in_the_log() {
     let fake = Fake::replying("{}").await;
-    let ci = made("ci", json!({}));
+    let ci = made("ci", &json!({}));
     let setup = before(&fake).with(json!({"auth": {"keys": [ci.entry]}}));
     let log = setup.directory().join("access.log");
     let gateway = setup.with(json!({"log": {"access": log}})).start().await;
@@ -184,8 +184,8 @@ async fn a_key_in_an_address_is_refused_and_does_not_stand_in_the_log() {
 #[tokio::test]
 async fn a_key_beyond_its_rate_is_told_when_to_come_again() {
     let farm = farm(1).await;
-    let slow = made("slow", json!({"rate": "2/h"}));
-    let fast = made("fast", json!({}));
+    let slow = made("slow", &json!({"rate": "2/h"}));
+    let fast = made("fast", &json!({}));
     let keys = json!({"auth": {"keys": [slow.entry, fast.entry]}});
     let gateway = Setup::of(&farm).with(keys).start().await;
     let ask = async |key: &str| ask(gateway.data, ("GET", "/queue"), &[("X-API-Key", key)]).await;
@@ -218,7 +218,7 @@ async fn the_command_makes_a_key_and_a_line_that_lets_it_in() {
 async fn a_gateway_open_to_all_says_so_in_one_line() {
     const WARNING: &str = "can use the farm: ComfyUI has no login of its own";
     let farm = farm(1).await;
-    let ci = made("ci", json!({}));
+    let ci = made("ci", &json!({}));
     let anywhere = json!({"server": {"host": "0.0.0.0"}});
     let open = Setup::of(&farm).with(anywhere.clone());
     let closed = open.clone().with(json!({"auth": {"keys": [ci.entry]}}));
@@ -232,7 +232,7 @@ async fn a_gateway_open_to_all_says_so_in_one_line() {
 #[tokio::test]
 async fn in_pool_mode_keys_are_callers_who_see_what_is_theirs() {
     let farm = farm(1).await;
-    let (anna, ben) = (made("anna", json!({})), made("ben", json!({})));
+    let (anna, ben) = (made("anna", &json!({})), made("ben", &json!({})));
     let keys = json!({"mode": "pool", "pool": {"isolation": "user"},
         "auth": {"keys": [anna.entry, ben.entry]}});
     let gateway = Setup::of(&farm).with(keys).embed().await;

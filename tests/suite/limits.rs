@@ -189,8 +189,7 @@ async fn who_does_not_take_its_answer_is_cut_and_who_takes_it_slowly_is_not() {
     };
     let cut = async {
         let reason = "comfygate_rejections_total{reason=\"slow_reader\"}";
-        eventually("the other is cut", PATIENCE, async || gateway.metric(reason).await == 1.0)
-            .await;
+        eventually("the other is cut", PATIENCE, async || gateway.count(reason).await == 1).await;
         let mut rest = Vec::new();
         let _ = timeout(PATIENCE, stalled.read_to_end(&mut rest)).await.expect("its end");
         assert!(rest.len() < 60 << 20, "{}", rest.len());

@@ -20,7 +20,7 @@ fn quiet(backend: &str) -> Setup {
 
 /// The same gateway with https under [`GATE`], by a certificate of this authority, and with these
 /// keys of `server.tls` besides.
-fn https(setup: Setup, authority: &Authority, more: Value) -> Setup {
+fn https(setup: Setup, authority: &Authority, more: &Value) -> Setup {
     let pair = authority.issue(&[GATE]).write(setup.directory(), "server");
     setup.with(json!({"server": {"tls": pair}})).with(json!({"server": {"tls": more}}))
 }

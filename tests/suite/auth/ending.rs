@@ -1,6 +1,8 @@
 //! What a reload takes away is gone at once, from open WebSockets too.
 
+use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
 use super::login::log_in;
 use super::{ask, handshake, made, user};
@@ -18,7 +20,7 @@ async fn reload(gateway: &Gateway, setup: &Setup, auth: Value) {
 async fn a_key_that_is_taken_out_is_out_at_once_in_both_modes() {
     for mode in ["sticky", "pool"] {
         let farm = farm(1).await;
-        let (kept, lost) = (made("kept", json!({})), made("lost", json!({})));
+        let (kept, lost) = (made("kept", &json!({})), made("lost", &json!({})));
         let setup = Setup::of(&farm).with(json!({"mode": mode}));
         let both = json!({"keys": [kept.entry, lost.entry]});
         let gateway = setup.clone().with(json!({"auth": both})).start().await;
@@ -31,8 +33,6 @@ async fn a_key_that_is_taken_out_is_out_at_once_in_both_modes() {
         assert_eq!(handshake(gateway.data, &keys[1]).await, 401, "{mode}");
         assert_eq!(ask(gateway.data, ("GET", "/queue"), &keys[0]).await.status, 200, "{mode}");
         // A ping is answered: it is open.
-        use futures_util::{SinkExt, StreamExt};
-        use tokio_tungstenite::tungstenite::Message;
         stays.send(Message::Ping("x".into())).await.unwrap();
         let ponged =
             async { while !matches!(stays.next().await.unwrap().unwrap(), Message::Pong(_)) {} };
@@ -44,7 +44,7 @@ async fn a_key_that_is_taken_out_is_out_at_once_in_both_modes() {
 async fn a_key_ends_at_its_time_for_open_sockets_too() {
     let farm = farm(1).await;
     let soon = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(3);
-    let short = made("short", json!({"expires": soon.to_string()}));
+    let short = made("short", &json!({"expires": soon.to_string()}));
     let gateway = Setup::of(&farm).with(json!({"auth": {"keys": [short.entry]}})).start().await;
     let key = [("X-API-Key", short.key.as_str())];
     let (mut socket, _) = open(gateway.data, "/ws?clientId=a", &key).await.unwrap();

@@ -75,7 +75,7 @@ async fn its_word_decides_and_its_silence_closes() {
 #[tokio::test]
 async fn it_is_told_what_is_asked_for_and_not_asked_twice_for_a_moment() {
     let (proxy, backend) = (identity_proxy().await, Fake::replying("{}").await);
-    let ci = made("ci", json!({}));
+    let ci = made("ci", &json!({}));
     let asked = json!({"auth": {"keys": [ci.entry], "forward": {"url": format!("{}/check", proxy.url()),
         "cache": "1h", "headers": {"X-Shared": "s3cret"}}}});
     let gateway = before(&backend).with(asked).start().await;

@@ -35,8 +35,8 @@ fn written(route: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn dangerous_routes_are_closed_however_they_are_written() {
-    let boss = made("boss", json!({"rights": ["admin"]}));
-    let plain = made("plain", json!({}));
+    let boss = made("boss", &json!({"rights": ["admin"]}));
+    let plain = made("plain", &json!({}));
     let keys = json!({"auth": {"keys": [boss.entry, plain.entry]}});
     for (affinity, auth) in
         [("ip", json!({})), ("tab", json!({})), ("ip", keys.clone()), ("tab", keys)]

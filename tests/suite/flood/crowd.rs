@@ -206,7 +206,7 @@ async fn a_crowd_within_the_limits_is_served_in_bounded_memory_and_leaves_nothin
     ];
     for reason in reasons {
         let name = format!("comfygate_rejections_total{{reason=\"{reason}\"}}");
-        assert_eq!(gateway.metric(&name).await, 0.0, "{reason}");
+        assert_eq!(gateway.count(&name).await, 0, "{reason}");
     }
 
     drop((idle, sockets));

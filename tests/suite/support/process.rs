@@ -317,6 +317,11 @@ impl Gateway {
         value.unwrap_or_else(|| panic!("no {name} in {page}"))
     }
 
+    /// A count off the metrics page.
+    pub(crate) async fn count(&self, name: &str) -> u64 {
+        self.metric(name).await as u64
+    }
+
     /// A number of kilobytes out of `/proc/PID/status`.
     pub(crate) fn memory_kib(&self, key: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();

@@ -8,7 +8,7 @@ use crate::support::{Embedded, Gateway, PATIENCE, Setup, eventually, farm, socke
 
 /// A gateway whose only backend is behind this veil, with these keys of the backend's and of
 /// `backend_tls`.
-fn setup(veil: &Veil, own: Value, all: Value) -> Setup {
+fn setup(veil: &Veil, own: Value, all: &Value) -> Setup {
     let mut backend = json!({"name": "comfy-1", "url": veil.url(), "max_queue": 1000});
     if !own.is_null() {
         backend["tls"] = own;
@@ -73,7 +73,7 @@ async fn an_authority_of_ones_own_is_believed_in_all_ways_and_no_other_one() {
         (json!(null), json!({"verify": false}), &stage.theirs, true),
     ] {
         let veil = stage.veil(&signed_by.issue(&["127.0.0.1"])).await;
-        let placed = setup(&veil, json!(null), json!(null));
+        let placed = setup(&veil, json!(null), &json!(null));
         let files = [("OURS", &stage.ours), ("THEIRS", &stage.theirs)].map(|(word, authority)| {
             (word, authority.write(placed.directory(), &format!("{word}.pem")))
         });
@@ -88,7 +88,7 @@ async fn an_authority_of_ones_own_is_believed_in_all_ways_and_no_other_one() {
         let what = format!("{own} {all} {good}");
         println!("{what}");
         let before = stage.sim.requests().len();
-        let gateway = setup(&veil, own, all).start().await;
+        let gateway = setup(&veil, own, &all).start().await;
         if good {
             serves(&gateway, &veil).await;
         } else {
@@ -108,7 +108,7 @@ async fn a_certificate_for_another_name_or_address_is_not_believed() {
         let veil = stage.veil(&stage.ours.issue(names)).await;
         let directory = tempfile::tempdir().unwrap();
         let ca = stage.ours.write(directory.path(), "ca.pem");
-        let gateway = setup(&veil, json!(null), json!({"ca": ca})).start().await;
+        let gateway = setup(&veil, json!(null), &json!({"ca": ca})).start().await;
         is_refused(&gateway, &veil, &stage.sim).await;
     }
 }
@@ -120,10 +120,10 @@ async fn a_server_is_asked_for_the_name_that_is_given() {
     let directory = tempfile::tempdir().unwrap();
     let ca = stage.ours.write(directory.path(), "ca.pem");
     let own = json!({"server_name": "gpu.example"});
-    let gateway = setup(&veil, own, json!({"ca": ca})).start().await;
+    let gateway = setup(&veil, own, &json!({"ca": ca})).start().await;
     serves(&gateway, &veil).await;
     assert_eq!(veil.asked().as_deref(), Some("gpu.example"));
-    let gateway = setup(&veil, json!({"server_name": "gpu2.example"}), json!({"ca": ca}));
+    let gateway = setup(&veil, json!({"server_name": "gpu2.example"}), &json!({"ca": ca}));
     let gateway = gateway.start().await;
     gateway.until_state("comfy-1", "down").await;
 }
@@ -137,7 +137,7 @@ async fn proxy_and_websockets_do_not_rely_on_the_probe() {
         let directory = tempfile::tempdir().unwrap();
         let ca = stage.ours.write(directory.path(), "ca.pem");
         let seldom = json!({"health_check": {"interval": "1h", "push": false}});
-        let gateway = setup(&veil, json!(null), json!({"ca": ca})).with(seldom).start().await;
+        let gateway = setup(&veil, json!(null), &json!({"ca": ca})).with(seldom).start().await;
         gateway.until_state("comfy-1", "up").await;
         eventually("the inventory is read", PATIENCE, async || {
             stage.sim.requests().iter().any(|(_, path)| path == "/object_info")
@@ -166,7 +166,7 @@ async fn pool_mode_works_through_a_private_authority() {
     let ca = stage.ours.write(directory.path(), "ca.pem");
     let own = json!({"server_name": "gpu.example", "ca": ca});
     let pool = json!({"mode": "pool"});
-    let gateway: Embedded = setup(&veil, own, json!(null)).with(pool).embed().await;
+    let gateway: Embedded = setup(&veil, own, &json!(null)).with(pool).embed().await;
     gateway.takes_jobs_on(1).await;
     let paced = json!({"class_type": "PacedImage", "inputs":
         {"seconds": 0.1, "steps": 1, "seed": 1, "fail_at": -1, "preview": false}});
@@ -195,7 +195,7 @@ async fn another_authority_is_taken_by_a_reload() {
     let veil = stage.veil(&stage.ours.issue(&["127.0.0.1"])).await;
     let directory = tempfile::tempdir().unwrap();
     let ca = stage.theirs.write(directory.path(), "ca.pem");
-    let gateway = setup(&veil, json!(null), json!({"ca": ca})).start().await;
+    let gateway = setup(&veil, json!(null), &json!({"ca": ca})).start().await;
     gateway.until_state("comfy-1", "down").await;
     // The same file, with other authorities in it.
     stage.ours.write(directory.path(), "ca.pem");

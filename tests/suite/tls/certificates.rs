@@ -51,7 +51,7 @@ async fn the_oldest_version_can_be_chosen() {
     let fake = Fake::replying("{}").await;
     let authority = Authority::new("one");
     for (more, old_fits) in [(json!({}), true), (json!({"min_version": 1.3}), false)] {
-        let gateway = https(quiet(&fake.url()), &authority, more.clone()).embed().await;
+        let gateway = https(quiet(&fake.url()), &authority, &more).embed().await;
         let old = Hand::of(&[&TLS12], None).shake(address(&gateway), GATE).await;
         assert_eq!(old.is_ok(), old_fits, "{more}");
         Hand::of(&[&TLS13], None).shake(address(&gateway), GATE).await.unwrap();
@@ -76,7 +76,7 @@ async fn clients_certificates_are_wanted_and_checked() {
         let setup = quiet(&fake.url());
         let ca = ours.write(setup.directory(), "clients.pem");
         let more = json!({"client_ca": ca, "client_auth": auth});
-        let gateway = https(setup, &ours, more).embed().await;
+        let gateway = https(setup, &ours, &more).embed().await;
         for versions in [&[&TLS12][..], &[&TLS13]] {
             let served = async |own| is_served(&Hand::of(versions, own), &gateway).await;
             assert_eq!(served(None).await, without, "{auth}: without");
@@ -89,7 +89,7 @@ async fn clients_certificates_are_wanted_and_checked() {
 /// A gateway as a process, with a certificate in `server.pem` of its directory.
 async fn process(authority: &Authority) -> (Gateway, Setup, Vec<Sim>) {
     let farm = farm(1).await;
-    let setup = https(Setup::of(&farm), authority, json!({}));
+    let setup = https(Setup::of(&farm), authority, &json!({}));
     (setup.start().await, setup, farm)
 }
 

@@ -137,7 +137,7 @@ impl Outcome {
 }
 
 async fn gateway(fake: &Fake) -> Embedded {
-    https(quiet(&fake.url()), &Authority::new("one"), json!({})).embed().await
+    https(quiet(&fake.url()), &Authority::new("one"), &json!({})).embed().await
 }
 
 const PLAIN: [(&str, &str); 4] =
@@ -328,7 +328,7 @@ async fn requests_without_end_that_are_taken_back_end_the_connection() {
 async fn a_request_that_crosses_the_gateways_farewell_is_answered() {
     let farm = farm(1).await;
     let authority = Authority::new("one");
-    let mut gateway = https(Setup::of(&farm), &authority, json!({})).start().await;
+    let mut gateway = https(Setup::of(&farm), &authority, &json!({})).start().await;
     let mut wire = Wire::at(gateway.data).await;
     farm[0].faults().latency(Duration::from_secs(2));
     let before = farm[0].requests_seen();

@@ -26,7 +26,7 @@ struct Visit {
 impl Visit {
     async fn to(setup: Setup, more: Value) -> Self {
         let authority = Authority::new("one");
-        let gateway = https(setup, &authority, more).embed().await;
+        let gateway = https(setup, &authority, &more).embed().await;
         let address: SocketAddr = gateway.data.strip_prefix("http://").unwrap().parse().unwrap();
         let http = client(&authority, address).build().unwrap();
         Self { gateway, http, base: format!("https://{GATE}:{}", address.port()), address }
@@ -254,7 +254,7 @@ async fn a_connection_without_requests_is_closed_after_a_while() {
 async fn an_ending_gateway_says_so_and_finishes_what_was_begun() {
     let farm = farm(1).await;
     let authority = Authority::new("one");
-    let mut gateway = https(Setup::of(&farm), &authority, json!({})).start().await;
+    let mut gateway = https(Setup::of(&farm), &authority, &json!({})).start().await;
     let stream = Hand::trusting().speaking(&["h2"]).shake(gateway.data, GATE).await.unwrap();
     let (requests, connection) = h2::client::handshake(stream).await.unwrap();
     let connection = tokio::spawn(connection);

@@ -13,7 +13,7 @@ const HSTS: &str = "strict-transport-security";
 async fn redirecting(names: &[&str]) -> (Gateway, std::net::SocketAddr, Fake) {
     let fake = Fake::replying("{}").await;
     let more = json!({"redirect_port": 0, "hsts": "1d"});
-    let setup = https(quiet(&fake.url()), &Authority::new("one"), more);
+    let setup = https(quiet(&fake.url()), &Authority::new("one"), &more);
     let gateway = setup.with(json!({"server": {"public_names": names}})).start().await;
     let line = gateway.until_logged("sending ").await;
     let address = line.split("sending ").nth(1).unwrap().split(' ').next().unwrap();
@@ -58,7 +58,7 @@ async fn browsers_are_told_to_stay_when_that_is_wanted() {
     let fake = Fake::replying("{}").await;
     for (hsts, told) in [(json!("1h"), Some("max-age=3600")), (json!(0), None)] {
         let authority = Authority::new("one");
-        let setup = https(quiet(&fake.url()), &authority, json!({"hsts": hsts}));
+        let setup = https(quiet(&fake.url()), &authority, &json!({"hsts": hsts}));
         let gateway = setup.start().await;
         let hand = Hand::trusting().speaking(&["http/1.1"]);
         let mut stream = hand.shake(gateway.data, GATE).await.unwrap();
