@@ -3,7 +3,7 @@
 //! Everything that can fail for a reason the user can cure is tried before the first connection is
 //! accepted, and ends in one clear line: ports are bound here, certificates read, the state
 //! opened. Pingora's own server is not used, since it panics on a taken port and sleeps through
-//! its grace period when it is idle; its `HttpProxy` is, behind our [`edge`](crate::edge).
+//! its grace period when it is idle; its `HttpProxy` is, behind our [`edge`].
 
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::path::Path;

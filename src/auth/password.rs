@@ -1,7 +1,7 @@
 //! Passwords: Argon2id, computed away from the threads that serve, a few at a time.
 //!
-//! A hash takes tens of milliseconds and megabytes on purpose. So no more than [`AT_ONCE`] are
-//! computed together and no more than [`WAITING`] wait; who comes then is told to try again. An
+//! A hash takes tens of milliseconds and megabytes on purpose. So no more than `AT_ONCE` are
+//! computed together and no more than `WAITING` wait; who comes then is told to try again. An
 //! unknown name costs the same as a known one.
 
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 //!
 //! While a request is served ([`Metered::serve`]), reads give its body and nothing else: chunks are
 //! checked ([`Chunks`]), and what follows the body waits for the next request, however the bytes
-//! came in. Stalling bodies and answers that nobody takes are cut ([`Patience`]). Outside of a
+//! came in. Stalling bodies and answers that nobody takes are cut (`Patience`). Outside of a
 //! request ([`Metered::free`]) bytes pass as they come: heads have a time of their own, and
 //! WebSockets may be silent.
 

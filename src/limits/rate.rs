@@ -1,7 +1,7 @@
 //! Token buckets for any number of clients in a fixed piece of memory.
 //!
 //! A bucket is one number, the time at which it will be full again (the generic cell rate
-//! algorithm). Buckets lie in sets of [`WAYS`], chosen by a keyed hash; one that is full again is
+//! algorithm). Buckets lie in sets of `WAYS`, chosen by a keyed hash; one that is full again is
 //! what a new client's is, so its place is free. When a set has no free place, the bucket nearest
 //! to being full goes: its client gains a few requests, and nobody else notices. An attacker with
 //! very many addresses can so dilute the limit of clients, never refuse one that is below it.

@@ -7,9 +7,9 @@
 //! the backend itself has no such file, or does not answer: what a server has is what it has now.
 //!
 //! Bounds: all copies together at most `pool.keep_outputs` bytes, the oldest going first; one file
-//! at most a quarter of that; [`AT_ONCE`] files are fetched at a time, and at most [`MAX_WAITING`]
+//! at most a quarter of that; `AT_ONCE` files are fetched at a time, and at most `MAX_WAITING`
 //! wait for that. What is beyond is not kept, which the log tells once a minute at most. A job's end
-//! waits [`PATIENCE`] for its copies; those that take longer come later.
+//! waits `PATIENCE` for its copies; those that take longer come later.
 
 use std::collections::BTreeSet;
 use std::io;
