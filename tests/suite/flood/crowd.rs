@@ -117,12 +117,16 @@ async fn upload(gateway: &Gateway, n: usize, long: Duration) -> usize {
         [("Content-Type", "multipart/form-data; boundary=b"), ("Content-Length", &length)];
     let request = http::head("POST", "/@sim/upload/image", &headers) + &form;
     let (start, mut count) = (Instant::now(), 0);
+    let mut stream = connect(gateway.data, address(4, n)).await.unwrap();
     while start.elapsed() < long {
-        let mut stream = connect(gateway.data, address(4, n)).await.unwrap();
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let reply = read_reply(&mut stream).await.unwrap();
+        let written = stream.write_all(request.as_bytes()).await;
+        let reply = read_reply(&mut stream).await;
+        let reply = reply.unwrap_or_else(|error| panic!("no answer: {error}, {written:?}"));
         assert_eq!(reply.status, 200, "{}", reply.text());
         count += 1;
+        if reply.header("connection") == Some("close") {
+            stream = connect(gateway.data, address(4, n)).await.unwrap();
+        }
     }
     count
 }
@@ -166,8 +170,8 @@ async fn a_crowd_within_the_limits_is_served_in_bounded_memory_and_leaves_nothin
     let waiting = gateway.memory_kib("VmRSS") >> 10;
     let dripped = AtomicUsize::new(0);
     let pause = Duration::from_millis(20);
-    let busy =
-        (0..scale.busy).map(|n| ask(gateway.data, address(3, n), "/@sim/queue", pause, scale.long));
+    let busy = (0..scale.busy)
+        .map(|n| ask(gateway.data, address(3, 20 * n), "/@sim/queue", pause, scale.long));
     let uploads = (0..scale.uploads).map(|n| upload(&gateway, n, scale.long));
     let drips = (0..scale.dripped_on).map(|n| be_dripped_on(&gateway, n, scale.long, &dripped));
     let (times, uploaded, _) = tokio::join!(join_all(busy), join_all(uploads), join_all(drips));
