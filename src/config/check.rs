@@ -316,7 +316,7 @@ fn limits(node: &Node<'_>) -> Limits {
         url_length: usize::try_from(node.get("url_length").size(8 * KIB, 64..=1000 * KIB))
             .unwrap_or(usize::MAX),
         body_size: node.get("body_size").size(100 * MIB, 1..=TIB),
-        prompt_size: node.get("prompt_size").size(64 * MIB, 1..=TIB),
+        prompt_size: node.get("prompt_size").size(100 * MIB, 1..=TIB),
         control_size: node.get("control_size").size(MIB, 1..=TIB),
         body_timeout: node.get("body_timeout").duration(30 * SECOND, 10 * MS..=HOUR),
         body_rate: node.get("body_rate").size(512, 0..=GIB),

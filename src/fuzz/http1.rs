@@ -2,9 +2,9 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use futures_util::FutureExt;
 use http::{HeaderMap, Method, Request, Response, Uri};
@@ -103,6 +103,13 @@ pub(super) fn body_as_hyper_reads(request: &[u8]) -> Option<Vec<u8>> {
         }
     });
     let server = hyper::server::conn::http1::Builder::new();
-    let _ = server.serve_connection(Wire(request), service).now_or_never();
+    let mut connection = pin!(server.serve_connection(Wire(request), service));
+    let mut context = Context::from_waker(Waker::noop());
+    // The connection and whoever reads the body wake each other, once for each chunk at most.
+    for _ in 0..request.len() {
+        if connection.as_mut().poll(&mut context).is_ready() || read.lock().is_some() {
+            break;
+        }
+    }
     read.lock().take()
 }

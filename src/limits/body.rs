@@ -21,12 +21,13 @@ impl BodyLimit {
     pub fn of(method: &Method, target: &str, limits: &Limits) -> Self {
         let path = bare(target);
         let is_upload = *method == Method::POST && path.starts_with("/upload/");
+        let any = (limits.body_size, "limits.body_size");
         let (bytes, key) = if is_prompt_post(method, target) {
-            (limits.prompt_size, "limits.prompt_size")
+            any.min((limits.prompt_size, "limits.prompt_size"))
         } else if is_control(path) {
-            (limits.control_size, "limits.control_size")
+            any.min((limits.control_size, "limits.control_size"))
         } else {
-            (limits.body_size, "limits.body_size")
+            any
         };
         Self { bytes, key, is_upload }
     }

@@ -128,9 +128,7 @@ async fn the_clients_of_an_ejected_backend_move_and_their_sockets_close() {
 async fn broken_custom_nodes_and_errors_of_the_application_eject_nobody() {
     let broken = || {
         Fake::start(|request| match request.target() {
-            "/manager/busy" => {
-                Act::Raw("HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n".to_owned())
-            }
+            "/impact/busy" => Act::Raw("HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n".to_owned()),
             "/impact/crash" => Act::Reset,
             "/prompt" => {
                 Act::Raw("HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\n{}".to_owned())
@@ -144,13 +142,13 @@ async fn broken_custom_nodes_and_errors_of_the_application_eject_nobody() {
     place(&gateway, &client(1), "comfy-1").await;
     for _ in 0..12 {
         for (path, status) in
-            [("/impact/crash", 502), ("/manager/busy", 503), ("/free", 500), ("/prompt", 400)]
+            [("/impact/crash", 502), ("/impact/busy", 503), ("/queue", 500), ("/prompt", 400)]
         {
             let reply = gateway.post(client(1), path, &json!({})).await;
             assert_eq!(reply.status, status, "{path}");
         }
     }
-    for path in ["/impact/crash", "/manager/busy", "/free"] {
+    for path in ["/impact/crash", "/impact/busy", "/queue"] {
         for _ in 0..12 {
             gateway.post(client(1), path, &json!({})).await;
         }
@@ -163,7 +161,7 @@ async fn broken_custom_nodes_and_errors_of_the_application_eject_nobody() {
     place(&gateway, &client(1), "comfy-1").await;
     for _ in 0..5 {
         assert_eq!(gateway.backend("comfy-1").await["state"], "up");
-        gateway.post(client(1), "/free", &json!({})).await;
+        gateway.post(client(1), "/queue", &json!({})).await;
     }
     assert_eq!(ejections(&gateway, "comfy-1").await, 1);
 }
