@@ -37,6 +37,8 @@ struct Stray {
     hung: bool,
     /// It began while its job was elsewhere, so that its owner was not told: not to be taken up.
     unheard: bool,
+    /// It was interrupted: not to be taken up, since that may come about at any moment.
+    stopped: bool,
     since: Moment,
     tries: u32,
 }
@@ -100,6 +102,7 @@ impl Core {
             running: life == Life::Running,
             hung,
             unheard: false,
+            stopped: false,
             since: self.now,
             tries: 0,
         };
@@ -141,7 +144,7 @@ impl Core {
 
     fn stop_stray(&mut self, backend: BackendId, id: JobId) {
         let Some(stray) = self.strays.0.get_mut(&(backend, id)) else { return };
-        stray.running = true;
+        (stray.running, stray.stopped) = (true, true);
         let job = Arc::clone(&stray.job);
         self.out.push(Action::Interrupt { job, backend });
         self.wake(PAUSE, Timer::Stray(backend, id));
@@ -216,11 +219,15 @@ impl Core {
         }
     }
 
-    /// A copy runs: its job takes it up if it waits for a lane, else it is interrupted.
+    /// A copy runs: its job takes it up if it waits for a lane or is only judged elsewhere, else it
+    /// is interrupted.
     fn stray_runs(&mut self, backend: BackendId, id: JobId) {
         let stray = self.strays.0.get(&(backend, id));
-        let of_use = stray.is_none_or(|stray| !stray.hung && !stray.unheard);
+        let of_use = stray.is_none_or(|stray| !stray.hung && !stray.unheard && !stray.stopped);
         if self.line.contains(id) && of_use {
+            self.take_up(backend, id);
+        } else if of_use && self.is_only_judged(id) {
+            self.disown(id, false);
             self.take_up(backend, id);
         } else {
             self.stop_stray(backend, id);
@@ -253,11 +260,10 @@ impl Core {
 
     /// A copy has begun to run: the job is there, if elsewhere it is only judged.
     pub(super) fn begun_elsewhere(&mut self, backend: BackendId, id: JobId) {
-        let place = self.entries.get(&id).and_then(|entry| entry.place.as_ref());
-        let judged = place.is_some_and(|place| place.vetting && place.life == Life::Sent);
-        let elsewhere = place.is_some();
+        let judged = self.is_only_judged(id);
+        let elsewhere = self.entries.get(&id).is_some_and(|entry| entry.place.is_some());
         match self.strays.0.get_mut(&(backend, id)) {
-            Some(stray) if judged && !stray.hung => {
+            Some(stray) if judged && !stray.hung && !stray.stopped => {
                 self.disown(id, false);
                 self.take_up(backend, id);
                 self.begin(id);
@@ -269,14 +275,20 @@ impl Core {
         self.seen_elsewhere(backend, id);
     }
 
+    /// Whether a job is at a server for its verdict alone.
+    fn is_only_judged(&self, id: JobId) -> bool {
+        let place = self.entries.get(&id).and_then(|entry| entry.place.as_ref());
+        place.is_some_and(|place| place.vetting && place.life == Life::Sent)
+    }
+
     /// Events or a reading show a job at a place where it is not believed to be.
     pub(super) fn seen_elsewhere(&mut self, backend: BackendId, id: JobId) {
-        let mut unheard = false;
+        let mut of_use = true;
         if let Some(stray) = self.strays.0.get_mut(&(backend, id)) {
             (stray.running, stray.hung) = (true, false);
-            unheard = stray.unheard;
+            of_use = !stray.unheard && !stray.stopped;
         }
-        if self.line.contains(id) && !unheard {
+        if self.line.contains(id) && of_use {
             self.take_up(backend, id);
         } else if self.strays.0.contains_key(&(backend, id)) {
             self.ask_stray(backend, id);
@@ -297,6 +309,7 @@ impl Core {
             running: false,
             hung: false,
             unheard: false,
+            stopped: false,
             since: self.now,
             tries: 0,
         };

@@ -205,6 +205,28 @@ fn a_job_that_begins_where_its_verdict_is_late_is_there_and_not_where_it_is_judg
 }
 
 #[test]
+fn a_job_found_running_where_its_verdict_is_late_is_not_interrupted() {
+    let mut farm = Farm::of([lane(0), lane(1)]);
+    for id in [1, 2] {
+        let at: u32 = farm.submit(job(id, 1))[0][7..].parse().unwrap();
+        farm.accepted(id, 1);
+        farm.started(id, at);
+    }
+    let slow: u32 = farm.submit(job(3, 1))[0][6..].parse().unwrap();
+    assert!(farm.after(300).contains(&format!("take 3 {slow}")));
+    // It ran before it could be taken back, and its first event may come later.
+    let (job, attempt, result) = (JobId(3), VETTING | 1, TakenBack::Started);
+    let told = farm.tell(Input::TakenBack { job, attempt, result });
+    assert!(!told.iter().any(|action| action.starts_with("interrupt")), "{told:?}");
+    assert_eq!(farm.core.place_of(job), Some(BackendId(slow)));
+    assert!(farm.accepted(3, attempt).contains(&"accept 3".to_owned()));
+    farm.started(3, slow);
+    farm.finished(3, slow);
+    let told = farm.told(3, slow, attempt, ended(Outcome::Completed));
+    assert_eq!(told, ["ended 3 Completed"]);
+}
+
+#[test]
 fn a_prompt_that_never_left_is_put_to_another_lane() {
     let mut farm = Farm::of([lane(0), lane(1)]);
     let first = farm.submit(job(1, 1))[0].clone();
