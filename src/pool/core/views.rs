@@ -64,10 +64,14 @@ impl Core {
         self.on(backend).len() + self.lanes.get(backend).map_or(0, |lane| lane.foreign as usize)
     }
 
-    /// All accepted jobs: running first, then those at backends, then the line in its order.
+    /// All accepted jobs: running first, then those at backends, then the line in its order. One
+    /// that is being taken back by its owner's wish is gone already, as far as anybody can see.
     pub fn jobs(&self) -> Vec<JobView> {
+        let shown = |entry: &&Entry| {
+            entry.place.as_ref().is_some_and(|at| !entry.cancelled || at.life != Life::Sent)
+        };
         let mut placed: Vec<JobView> =
-            self.entries.values().filter(|entry| entry.place.is_some()).filter_map(view).collect();
+            self.entries.values().filter(shown).filter_map(view).collect();
         let rank = |view: &JobView| match view.phase {
             Phase::Running(_) | Phase::Ending(_) => 0,
             Phase::Doubtful(_) => 1,

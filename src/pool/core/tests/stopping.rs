@@ -75,3 +75,17 @@ fn a_cancelled_job_whose_server_died_does_not_run_again() {
     cancel(&mut farm, 1);
     assert_eq!(farm.after(10_000), ["ended 1 Cancelled"]);
 }
+
+#[test]
+fn a_job_that_is_cancelled_while_it_is_taken_back_is_listed_no_more() {
+    let mut farm = Farm::of([lane(0)]);
+    farm.submit(job(1, 1));
+    farm.accepted(1, 1);
+    farm.started(1, 0);
+    farm.submit(job(2, 1));
+    assert!(farm.accepted(2, VETTING | 1).contains(&"take 2 0".to_owned()));
+    assert_eq!(farm.core.jobs().len(), 2);
+    farm.tell(Input::Cancel(JobId(2)));
+    assert_eq!(farm.core.jobs().iter().map(|view| view.job.id).collect::<Vec<_>>(), [JobId(1)]);
+    assert!(farm.gone(2, VETTING | 1).contains(&"ended 2 Cancelled".to_owned()));
+}
