@@ -11,6 +11,7 @@
 //!
 //! A 2xx that sets no cookie holds for `cache` for the same request with the same credentials.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -73,6 +74,7 @@ pub struct Subrequest {
     method: Method,
     target: String,
     forwarded: Forwarded,
+    client: IpAddr,
     headers: HeaderMap,
 }
 
@@ -93,12 +95,12 @@ pub enum Word {
 }
 
 impl Subrequest {
-    /// The question about a request with these header lines.
+    /// The question about a request of this client with these header lines.
     pub fn new<'h>(
         asked: &Arc<Forward>,
         method: &Method,
         target: &str,
-        forwarded: Forwarded,
+        (forwarded, client): (Forwarded, IpAddr),
         lines: impl Iterator<Item = (&'h str, &'h [u8])>,
     ) -> Self {
         let mut headers = HeaderMap::new();
@@ -112,7 +114,14 @@ impl Subrequest {
             }
         }
         let asked = Arc::clone(asked);
-        Self { asked, method: method.clone(), target: target.to_owned(), forwarded, headers }
+        Self {
+            asked,
+            method: method.clone(),
+            target: target.to_owned(),
+            forwarded,
+            client,
+            headers,
+        }
     }
 
     /// What stands for the question.
@@ -145,8 +154,8 @@ impl Subrequest {
             .as_ref()
             .and_then(|host| host.to_str().ok())
             .map(|host| format!("{}://{host}{}", self.forwarded.proto, self.target));
-        let client = self.forwarded.chain.split(',').next().unwrap_or_default().trim();
-        say("x-real-ip", text(client));
+        // Not the chain's first entry, which whoever is behind a trusted proxy may make up.
+        say("x-real-ip", text(&self.client.to_string()));
         say("x-forwarded-for", text(&self.forwarded.chain));
         say("x-forwarded-host", host);
         say("x-forwarded-method", text(self.method.as_str()));

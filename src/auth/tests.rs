@@ -81,7 +81,8 @@ impl<'a> Ask<'a> {
                 false,
             );
             let lines = self.lines.iter().map(|(name, value)| (*name, value.as_bytes()));
-            Subrequest::new(asked, &method, self.target, forwarded, lines)
+            let who = (forwarded, [10, 0, 0, 1].into());
+            Subrequest::new(asked, &method, self.target, who, lines)
         };
         let arrival = Arrival {
             named: self.named,

@@ -62,7 +62,7 @@ impl Desk<'_> {
         let secure = forwarded.proto == "https";
         let question = |asked: &Arc<Forward>| {
             let lines = head.headers.iter().map(|header| (header.name, header.value));
-            Subrequest::new(asked, &head.method, &head.target, forwarded.clone(), lines)
+            Subrequest::new(asked, &head.method, &head.target, (forwarded.clone(), address), lines)
         };
         let arrival = Arrival { named, now, told, secure, question: &question };
         match self.gateway.auth.judge(&request, arrival) {

@@ -82,7 +82,7 @@ async fn it_is_told_what_is_asked_for_and_not_asked_twice_for_a_moment() {
     let anna = [
         ("Cookie", "who=anna"),
         ("X-Forwarded-Proto", "https"),
-        ("X-Forwarded-For", "10.0.0.9"),
+        ("X-Forwarded-For", "192.0.2.66, 10.0.0.9"),
         ("X-Forwarded-Host", "art.example"),
         ("X-Forwarded-Uri", "/forged"),
         ("Remote-User", "root"),
@@ -97,7 +97,9 @@ async fn it_is_told_what_is_asked_for_and_not_asked_twice_for_a_moment() {
         ("x-forwarded-uri", "/api/queue?a=b"),
         ("x-forwarded-proto", "https"),
         ("x-forwarded-host", "art.example"),
-        ("x-forwarded-for", "10.0.0.9, 127.0.0.1"),
+        ("x-forwarded-for", "192.0.2.66, 10.0.0.9, 127.0.0.1"),
+        // What stands before the client's own address is its own word.
+        ("x-real-ip", "10.0.0.9"),
         ("x-original-url", "https://art.example/api/queue?a=b"),
         ("x-shared", "s3cret"),
         ("cookie", "who=anna"),
